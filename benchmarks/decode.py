@@ -22,10 +22,10 @@ from transformers import AutoModelForCausalLM, logging
 
 from medusa_runtime import CandidateTree, MedusaModel
 from medusa_runtime.treefile import read_tree
+from medusa_tree.bootstrap import rate_ratio
 from medusa_tree.bundled import resolve_corpus, resolve_model
 from medusa_tree.corpus import hold_out, read_corpus, tokenize
 from medusa_tree.measure import synchronize
-from medusa_tree.trace import resample_weights
 
 
 def main() -> None:
@@ -91,15 +91,10 @@ def main() -> None:
                 seconds[name][r, i] = time.perf_counter() - begin
 
     best = {name: np.median(s, axis=0) for name, s in seconds.items()}  # a prompt's median over the rounds
-    weights = resample_weights(len(prompts), 2000, seed=0)
 
     def ratio(over: str) -> dict[str, float]:
-        def rates(name: str, w: np.ndarray) -> np.ndarray:
-            return (w @ tokens[name]) / (w @ best[name])
-
-        low, high = np.percentile(rates("tree", weights) / rates(over, weights), [2.5, 97.5])
-        ones = np.ones(len(prompts))
-        return {"ratio": float(rates("tree", ones) / rates(over, ones)), "low": float(low), "high": float(high)}
+        value, low, high = rate_ratio(tokens["tree"], best["tree"], tokens[over], best[over])
+        return {"ratio": value, "low": low, "high": high}
 
     record(
         "decode",

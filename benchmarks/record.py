@@ -12,16 +12,16 @@ from medusa_tree.measure import device_name
 from medusa_tree.provenance import versions
 
 
-def record(name: str, model: MedusaModel, out: Path | None, **figures: Any) -> None:
-    result = {
-        "benchmark": name,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": device_name(model.device),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "versions": versions(),
-        **figures,
-    }
-    text = json.dumps(result, indent=2) + "\n"
+def keep(name: str, out: Path | None, figures: dict[str, Any]) -> None:
+    """Print one JSON object, and write it to ``out`` where given."""
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    text = json.dumps({"benchmark": name, "date": date, **figures, "versions": versions()}, indent=2) + "\n"
     print(text, end="")
     if out:
         out.write_text(text)
+
+
+def record(name: str, model: MedusaModel, out: Path | None, **figures: Any) -> None:
+    """The same for figures taken with a model on a device."""
+    place = {"device": device_name(model.device), "dtype": str(model.dtype).removeprefix("torch.")}
+    keep(name, out, {**place, **figures})

@@ -17,6 +17,7 @@ from .cache import TreeCache
 from .errors import InputError
 from .heads import MedusaHeads
 from .tree import CandidateTree
+from .treefile import TreeFile
 
 if TYPE_CHECKING:
     from .model import MedusaModel
@@ -192,15 +193,19 @@ class Generation:
 def stream(
     model: MedusaModel,
     prompts: Sequence[Sequence[int]],
-    tree: CandidateTree,
+    tree: CandidateTree | TreeFile,
     max_new_tokens: int = 128,
     eos_token_id: int | Sequence[int] | None = None,
 ) -> Iterator[list[list[int]]]:
     """Decode, yielding after each step the tokens it added to each sequence (an empty list once it has ended).
 
+    Of a whole tree.json the operating point for this batch, at the context half-way through, is taken.
+
     Raises:
         InputError: an empty prompt, more context than the model has, or a tree deeper than its heads.
     """
+    if isinstance(tree, TreeFile):
+        tree = tree.tree(max(1, len(prompts)), max(map(len, prompts), default=0) + (max_new_tokens + 1) // 2)
     capacity = check_request(model, prompts, tree, max_new_tokens)
     stops = stop_tokens(model, eos_token_id)
     buffers = TreeBuffers.of(tree, model.device)
@@ -222,7 +227,7 @@ def stream(
 def generate(
     model: MedusaModel,
     prompts: Sequence[Sequence[int]],
-    tree: CandidateTree,
+    tree: CandidateTree | TreeFile,
     max_new_tokens: int = 128,
     eos_token_id: int | Sequence[int] | None = None,
 ) -> Generation:

@@ -18,6 +18,7 @@ from .decode import Generation, generate
 from .errors import InputError
 from .heads import MedusaHeads
 from .tree import CandidateTree
+from .treefile import TreeFile
 
 SUPPORTED_LAYERS = {"full_attention", "sliding_attention"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -203,7 +204,7 @@ class MedusaModel(nn.Module):
     def generate(
         self,
         input_ids: Tensor | Sequence[Sequence[int]],
-        tree: CandidateTree | None = None,
+        tree: CandidateTree | TreeFile | None = None,
         max_new_tokens: int = 128,
         eos_token_id: int | Sequence[int] | None = None,
         attention_mask: Tensor | None = None,
@@ -212,6 +213,7 @@ class MedusaModel(nn.Module):
 
         Args:
             input_ids: (B, S) token ids, or B lists of them of any lengths.
+            tree: a tree, or a whole tree.json (:func:`read_tree`), of which the point for this batch and context is taken.
             attention_mask: (B, S), 0 where ``input_ids`` is padding, on either side.
             eos_token_id: ends a sequence; by default the model's own. Pass an empty list for none.
         """
@@ -224,4 +226,4 @@ class MedusaModel(nn.Module):
                 ]
         else:
             rows = [list(row) for row in input_ids]
-        return generate(self, rows, tree or CandidateTree(), max_new_tokens, eos_token_id)
+        return generate(self, rows, CandidateTree() if tree is None else tree, max_new_tokens, eos_token_id)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from .errors import InputError
 from .files import write_beside
 from .tree import CandidateTree, check_paths
 
-FORMAT, MAJOR, MINOR = "medusa-tree", 1, 0
+FORMAT, MAJOR, MINOR = "medusa-tree", 1, 1
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,10 @@ class Estimate:
 class OperatingPoint:
     """What to run at one batch and context, and what to expect of it.
 
-    The tree is the first ``nodes`` paths no deeper than ``depth``; 0 nodes: plain decoding is fastest.
-    ``latency`` says where the times come from: "measured" or "modelled".
+    The tree is the first ``nodes`` paths no deeper than ``depth``, or the paths numbered in ``own`` where it needs an
+    order of its own, for the reason in ``why_own``; 0 nodes: plain decoding is fastest.
+    ``latency`` says where the times come from: "measured" or "modelled". ``limit`` names the bounds of the budget
+    without which a larger tree would be faster. ``engine`` holds the settings of the engine it was planned for.
     """
 
     batch: int
@@ -41,6 +44,10 @@ class OperatingPoint:
     tokens_per_s: Estimate
     speedup: Estimate
     latency: str
+    limit: str = ""
+    own: tuple[int, ...] | None = None
+    why_own: str = ""
+    engine: dict[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -62,13 +69,24 @@ class TreeFile:
     operating_points: tuple[OperatingPoint, ...]
     provenance: dict[str, Any] = field(default_factory=dict)
 
-    def point(self, batch: int = 1) -> OperatingPoint:
-        """The operating point of the batch, or of the nearest batch planned for."""
-        return min(self.operating_points, key=lambda p: (abs(p.batch - batch), p.batch, p.context))
+    def point(self, batch: int = 1, context: int | None = None) -> OperatingPoint:
+        """The operating point of the batch and context, or of the nearest ones planned for, as ratios (3 is nearer to 4
+        than to 2, and of two as near the larger is taken: its tree is the more careful); without a context the shortest."""
 
-    def tree(self, batch: int = 1) -> CandidateTree:
-        """The tree to run at this batch; empty where plain decoding is fastest."""
-        point = self.point(batch)
+        def away(p: OperatingPoint) -> tuple[float, ...]:
+            from_context = 0.0 if context is None else abs(log(p.context / context))
+            return abs(log(p.batch / batch)), -p.batch, from_context, p.context
+
+        return min(self.operating_points, key=away)
+
+    def tree(self, batch: int = 1, context: int | None = None) -> CandidateTree:
+        """The tree to run at this batch and context; empty where plain decoding is fastest."""
+        return self.tree_of(self.point(batch, context))
+
+    def tree_of(self, point: OperatingPoint) -> CandidateTree:
+        """An operating point's tree."""
+        if point.own is not None:
+            return CandidateTree(tuple(self.paths[i] for i in point.own))
         return CandidateTree(self.paths).cut(point.nodes, point.depth)
 
 
@@ -158,7 +176,9 @@ def _read_point(data: Any, i: int, path: Path, nodes: int, heads: int) -> Operat
         estimates = {
             k: Estimate(**data[k]) for k in ("acceptance_length", "step_latency_ms", "tokens_per_s", "speedup")
         }
-        point = OperatingPoint(**{**data, **estimates})
+        known = {f.name: data[f.name] for f in fields(OperatingPoint) if f.name in data}  # newer fields are let be
+        own = None if known.get("own") is None else tuple(known["own"])
+        point = OperatingPoint(**{**known, **estimates, "own": own})
     except (KeyError, TypeError) as error:
         raise InputError(f"{here}: {error}; write the file again with calibrate or plan") from None
     if not (
@@ -170,4 +190,11 @@ def _read_point(data: Any, i: int, path: Path, nodes: int, heads: int) -> Operat
         raise InputError(
             f"{here}: {point.nodes} nodes, depth {point.depth}, but the file has {nodes} paths and {heads} heads"
         )
+    if point.own is not None and not (
+        all(isinstance(i, int) and 0 <= i < nodes for i in point.own) and len(set(point.own)) == point.nodes
+    ):
+        raise InputError(f'{here}: "own" must be {point.nodes} different numbers of paths, 0..{nodes - 1}')
+    for name in ("batch", "context"):
+        if not (isinstance(getattr(point, name), int) and getattr(point, name) >= 1):
+            raise InputError(f'{here}: "{name}" is {getattr(point, name)!r}; it must be a whole number, 1 or more')
     return point

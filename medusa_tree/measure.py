@@ -15,8 +15,46 @@ from medusa_runtime.tree import CandidateTree
 
 from .latency import LatencyGrid, LatencyPoint
 from .search import greedy_order, product_frequencies
+from .shape import ModelShape
 
-SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512, 768, 1024)
+# Among them the sizes at which N + 1 rows fill a tile of 16, 32, 64, ... and the ones behind, where latency may step up.
+SIZES = (
+    1,
+    2,
+    3,
+    4,
+    6,
+    8,
+    12,
+    15,
+    16,
+    20,
+    24,
+    31,
+    32,
+    40,
+    48,
+    63,
+    64,
+    80,
+    96,
+    127,
+    128,
+    160,
+    192,
+    255,
+    256,
+    320,
+    384,
+    511,
+    512,
+    768,
+    1023,
+    1024,
+)
+ROUNDS = 24
+SECONDS_A_LOAD = 20.0  # where a round is slow, fewer rounds are taken, but at least MIN_ROUNDS
+MIN_ROUNDS = 6
 
 
 def bushy_tree(nodes: int, depth: int, width: int) -> CandidateTree | None:
@@ -82,19 +120,22 @@ def measure(
     candidates: int = 10,
     batches: Sequence[int] = (1,),
     contexts: Sequence[int] = (256,),
-    rounds: int = 24,
+    rounds: int = ROUNDS,
     seed: int = 0,
     progress: Callable[[int], object] = lambda done: None,
 ) -> LatencyGrid:
     """Step latency over the grid. Every round times every tree once, in a new random order, so that a machine that
     slows down for a while slows all of them.
 
+    No step emits more than 1 + H tokens, so a tree whose step takes over 1 + H times plain decoding's cannot win,
+    nor can a larger one: a load's sizes end there.
+
     Args:
         max_nodes: largest tree.
         candidates: K, the most ranks a head that a tree will use.
         contexts: tokens in the cache when a step begins.
-        rounds: repeats; the median and quartiles are kept.
-        progress: called with 1 after each round.
+        rounds: repeats; the median and quartiles are kept. Fewer where a load would take over SECONDS_A_LOAD.
+        progress: called with how many of the ``rounds`` rounds a load are done since it was last called.
     """
     trees = grid_trees(max_nodes, model.num_heads, min(candidates, model.medusa_heads.vocab_size))
     buffers = [TreeBuffers.of(t, model.device) for t in trees]
@@ -104,17 +145,61 @@ def measure(
         for context in contexts:
             prompts = rng.integers(0, model.medusa_heads.vocab_size, (batch, context)).tolist()
             state = prefill(model, prompts, context + max_nodes + 1)
-            for tree in buffers:
-                time_step(model, state, tree, context)  # warm-up: kernels chosen, memory touched
-            seconds = np.zeros((rounds, len(trees)))
-            for r in range(rounds):
-                for i in rng.permutation(len(trees)):
+            warm = _warm_up(model, state, buffers, context, 1 + model.num_heads)
+            taken = sorted(warm)
+            count = int(np.clip(SECONDS_A_LOAD / sum(warm.values()), min(MIN_ROUNDS, rounds), rounds))
+            seconds = np.zeros((count, len(taken)))
+            for r in range(count):
+                for i in rng.permutation(len(taken)):
                     synchronize(model.device)
-                    seconds[r, i] = time_step(model, state, buffers[i], context)
-                progress(1)
+                    seconds[r, i] = time_step(model, state, buffers[taken[i]], context)
+                progress(rounds * (r + 1) // count - rounds * r // count)
             low, median, high = np.percentile(seconds, [25, 50, 75], axis=0)
             points += [
                 LatencyPoint(t.nodes, t.depth, batch, context, float(median[i]), float(low[i]), float(high[i]))
-                for i, t in enumerate(trees)
+                for i, t in enumerate(trees[j] for j in taken)
             ]
     return LatencyGrid(tuple(points), device_name(model.device), str(model.dtype).removeprefix("torch."))
+
+
+def _warm_up(model: MedusaModel, state: State, trees: list[TreeBuffers], context: int, most: int) -> dict[int, float]:
+    """Kernels chosen, memory touched, and the trees worth timing: by their number, seconds of a warm step, from small
+    to large until one takes over ``most`` times plain decoding."""
+    warm: dict[int, float] = {}
+    plain = np.inf
+    for i in sorted(range(len(trees)), key=lambda i: (trees[i].nodes, -trees[i].depth)):
+        time_step(model, state, trees[i], context)
+        synchronize(model.device)
+        warm[i] = time_step(model, state, trees[i], context)
+        if trees[i].nodes == 0:
+            plain = min(warm[i], time_step(model, state, trees[i], context))
+        elif warm[i] > 1.5 * most * plain:  # half as much again: one warm step is a noisy figure
+            break
+    return warm
+
+
+def shape_of(model: MedusaModel) -> ModelShape:
+    """The shape of a loaded model and its heads, by counting its weights."""
+    config = model.base.config.get_text_config()
+    table, output = model.base.get_input_embeddings().weight, model.base.get_output_embeddings().weight
+    layer_params = expert_params = 0
+    for name, weight in model.base.named_parameters():
+        if weight is table or weight is output:
+            continue
+        if ".experts." in name:
+            expert_params += weight.numel()
+        else:
+            layer_params += weight.numel()
+    query_heads = config.num_attention_heads
+    experts = next(
+        (int(n) for k in ("num_local_experts", "num_experts", "n_routed_experts") if (n := getattr(config, k, None))), 0
+    )
+    return ModelShape(
+        layers=config.num_hidden_layers, hidden_size=config.hidden_size, query_heads=query_heads,
+        kv_heads=getattr(config, "num_key_value_heads", None) or query_heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // query_heads, vocab_size=output.shape[0],
+        layer_params=layer_params, output_params=output.numel(),
+        head_params=sum(p.numel() for p in model.medusa_heads.parameters()) // model.num_heads, heads=model.num_heads,
+        expert_params=expert_params if experts else 0, experts=experts if expert_params else 0,
+        experts_per_token=int(getattr(config, "num_experts_per_tok", 0) or 0) if experts and expert_params else 0,
+    )  # fmt: skip

@@ -1,66 +1,33 @@
-"""Plan: rank trace + latency grid + budget -> ordered tree and operating points. NumPy only."""
+"""Plan: rank trace + step latency + budget -> ordered tree and operating points. NumPy only."""
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from medusa_runtime.errors import InputError
-from medusa_runtime.tree import CandidateTree
+from medusa_runtime.tree import CandidateTree, Path
 from medusa_runtime.treefile import Estimate, OperatingPoint, TreeFile
 
+from .budget import Budget, Memory, within
 from .calibration import Calibration
-from .latency import LatencyCurve
-from .replay import replay, replay_prefixes
-from .search import choose_kappa, greedy_order, joint_frequencies
+from .latency import Latency, LatencyCurve, Load
+from .offers import Estimator, Offers, engine_offers, estimate, free_offers, full_order, ladder
+from .refine import swap_nodes, visited_tree
+from .replay import replay
+from .search import ENOUGH
 from .trace import RankTrace, head_accuracy
 
-
-@dataclass(frozen=True)
-class Budget:
-    """Bounds on a step: ``ratio`` to plain decoding's latency or ``seconds``; on nodes and on depth."""
-
-    ratio: float | None = None
-    seconds: float | None = None
-    max_nodes: int | None = None
-    max_depth: int | None = None
-
-    def step_seconds(self, plain: float) -> float:
-        """The longest step allowed, given plain decoding's."""
-        if self.seconds is not None:
-            return self.seconds
-        return np.inf if self.ratio is None else self.ratio * plain
-
-
-def parse_budget(text: str | None) -> tuple[float | None, float | None]:
-    """ "1.3x" -> (1.3, None); "25ms" -> (None, 0.025); None -> (None, None).
-
-    Raises:
-        InputError: anything else, or a ratio under 1, which no tree can meet.
-    """
-    if text is None:
-        return None, None
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*(x|ms|us|s)\s*", text)
-    if not match:
-        raise InputError(
-            f"--budget {text!r} is neither a ratio to plain decoding like 1.3x nor a step latency like 25ms"
-        )
-    value, unit = float(match[1]), match[2]
-    if unit == "x":
-        if value < 1:
-            raise InputError(f"--budget {text}: a step with a tree cannot cost less than one without; give at least 1x")
-        return value, None
-    if value == 0:
-        raise InputError(f"--budget {text}: no step takes no time")
-    return None, value * {"s": 1.0, "ms": 1e-3, "us": 1e-6}[unit]
+OWN_GAIN = 0.005  # a point leaves the common order for a tree of its own that replays better by this share
 
 
 @dataclass(frozen=True)
 class Curve:
-    """What every tree size would give at one batch and context, over all depths: (n,) arrays, the best depth at
-    each size. ``acceptance`` is replay on the held-out sequences; ``chosen`` is the size the plan takes."""
+    """What every tree size would give at one batch and context: (n,) arrays, the best tree of each size within the
+    budget, or the best at all where none is. ``acceptance`` is replay on held-out sequences; ``chosen`` is the entry
+    that the plan takes, found on the fitting ones; ``limit`` names the bounds without which it were another."""
 
     nodes: np.ndarray
     depth: np.ndarray
@@ -69,124 +36,151 @@ class Curve:
     tokens_per_s: np.ndarray
     speedup: np.ndarray
     chosen: int
+    offer: int | None  # the chosen tree among the offers; None for plain decoding
+    limit: str
 
 
-def ordered_tree(trace: RankTrace, max_nodes: int) -> tuple[CandidateTree, np.ndarray, float]:
-    """The greedy order fitted on ``trace``: tree of ``max_nodes``, its path frequencies, and the shrinkage taken."""
-    kappa = choose_kappa(trace)
-    paths, frequencies = greedy_order(joint_frequencies(trace, kappa), max_nodes)
-    return CandidateTree(paths), frequencies, kappa
+@dataclass(frozen=True)
+class Plan:
+    """The contents of tree.json and what stands behind them, by (batch, context).
+
+    infeasible: why a load has no operating point. free: what the best tree of any form would give, where an engine
+    bounds the form. plain_from: for each context, the batch from which plain decoding is fastest, if any was seen.
+    """
+
+    contents: TreeFile
+    curves: dict[Load, Curve]
+    infeasible: dict[Load, str] = field(default_factory=dict)
+    free: dict[Load, tuple[OperatingPoint, CandidateTree]] = field(default_factory=dict)
+    plain_from: dict[int, int | None] = field(default_factory=dict)
 
 
-def plan(calibration: Calibration, budget: Budget) -> tuple[TreeFile, dict[tuple[int, int], Curve]]:
-    """The best N and D for each measured batch and context, and the ordered tree that serves them all.
+def plan(
+    calibration: Calibration,
+    budget: Budget,
+    loads: Sequence[Load] | None = None,
+    *,
+    engine: str | None = None,
+    estimator: str = "visited",
+    swaps: bool = False,
+) -> Plan:
+    """The best N and D for each (batch, context), and the ordered paths that serve them all.
 
-    The size is chosen by replay on the fitting sequences; acceptance is reported on the held-out ones.
+    Sizes are chosen by replay on the fitting sequences; acceptance is reported on the held-out ones.
 
-    Returns:
-        The contents of tree.json, and the curve behind each (batch, context).
+    Args:
+        loads: (batch, context) pairs; by default those measured.
+        engine: plan within what this engine accepts, see :mod:`medusa_tree.engines`; then each point has a tree of its own.
+        estimator: of path frequencies, see :func:`medusa_tree.offers.estimate`.
+        swaps: try single-node swaps on every chosen tree; slower.
 
     Raises:
-        InputError: the budget cannot be met, with the bound that binds and what is nearest.
+        InputError: the budget cannot be met at any load, with the bound that binds and what is nearest.
     """
+    latency = calibration.latency
+    curves = {load: latency.curve(*load) for load in loads or latency.loads()}
     fit, held = calibration.trace.split()
-    curves = {load: calibration.latency.curve(*load) for load in calibration.latency.loads()}
-    measured = min(int(c.nodes[-1]) for c in curves.values())
-    most = measured if budget.max_nodes is None else budget.max_nodes
-    if most < 1 or (budget.max_depth is not None and budget.max_depth < 1):
-        raise InputError("--max-nodes and --max-depth must be at least 1")
-    if most > measured:
+    largest = max(c.largest for c in curves.values())
+    if (budget.max_nodes or 0) > largest:
         raise InputError(
-            f"--max-nodes {most}: step latency was measured up to {measured} nodes; calibrate with --max-nodes {most}"
+            f"--max-nodes {budget.max_nodes}: step latency is known up to {largest} nodes; calibrate with --max-nodes {budget.max_nodes}"
         )
-    depths = range(1, 1 + min(fit.heads, budget.max_depth or fit.heads))
-    tree, frequencies, kappa = ordered_tree(fit, most * len(depths))
+    sizes = ladder(largest, [p.nodes for c in curves.values() for p in c.points])
+    fitted = estimate(fit, estimator)
+    order = full_order(fitted, largest, fit.heads)
+    free = free_offers(order, fit, held, sizes, fit.heads)
+    offers = engine_offers(engine, fitted, fit, held, sizes, fit.heads) if engine else free
 
-    points, shown = [], {}
-    for load, latency in curves.items():
-        curve = _curve(tree, fit, held, latency, load, budget, list(depths), most)
-        shown[load] = curve
-        points.append(_point(tree, held, latency, load, curve))
-    needed = CandidateTree(tree.paths).cut(most, depths[-1])
-    kept = {*needed.paths, *(p for point in points for p in tree.cut(point.nodes, point.depth).paths)}
-    keep = [i for i, p in enumerate(tree.paths) if p in kept]
-    accuracy = head_accuracy(fit)
+    chosen: dict[Load, Curve] = {}
+    infeasible: dict[Load, str] = {}
+    points: list[tuple[OperatingPoint, CandidateTree]] = []
+    unbounded: dict[Load, tuple[OperatingPoint, CandidateTree]] = {}
+    for load, curve in curves.items():
+        try:
+            chosen[load] = pick(offers, curve, load, budget, calibration.memory)
+        except InputError as error:
+            infeasible[load] = str(error)
+            continue
+        points.append(_point(chosen[load], offers, held, curve, load, latency.kind))
+        if engine:
+            best = pick(free, curve, load, budget, calibration.memory)
+            unbounded[load] = _point(best, free, held, curve, load, latency.kind)
+    if not points:
+        raise InputError("\n".join(infeasible.values()))
+    if not engine:
+        points = [_own(p, t, fit, held, curves[p.batch, p.context], fitted, latency.kind, swaps) for p, t in points]
+    paths, numbered = _number_paths(order.cut(0 if engine else largest), points, fitted)
     contents = TreeFile(
-        paths=tuple(tree.paths[i] for i in keep),
-        path_frequency=tuple(round(float(frequencies[i]), 6) for i in keep),
+        paths=paths,
+        path_frequency=tuple(round(fitted.frequency(p), 6) for p in paths),
+        operating_points=numbered,
         heads=fit.heads,
         candidates=fit.candidates,
-        head_accuracy=tuple(tuple(round(float(a), 6) for a in row) for row in accuracy),
-        operating_points=tuple(points),
+        head_accuracy=tuple(tuple(round(float(a), 6) for a in row) for row in head_accuracy(fit)),
         provenance={
             **calibration.provenance,
-            "estimator": {
-                "name": "product" if np.isinf(kappa) else "joint",
-                "kappa": None if np.isinf(kappa) else kappa,
-            },
-            "sequences": {"fitting": len(fit.starts) - 1, "held_out": len(held.starts) - 1},
+            "device": latency.device,
+            "dtype": latency.dtype,
+            **({"modelled": latency.to_json()} if latency.kind == "modelled" else {}),
+            "estimator": fitted.to_json(),
+            "plan": {"budget": budget.to_json(), "engine": engine, "swaps": swaps},
+            "sequences": {"fitting": len(fit.lengths), "held_out": len(held.lengths)},
             "positions": {"fitting": fit.positions, "held_out": held.positions},
         },
     )
-    return contents, shown
+    return Plan(
+        contents, chosen, infeasible, unbounded, _plain_from(contents, latency, offers, budget, calibration.memory)
+    )
 
 
-def _curve(
-    tree: CandidateTree,
-    fit: RankTrace,
-    held: RankTrace,
-    latency: LatencyCurve,
-    load: tuple[int, int],
-    budget: Budget,
-    depths: list[int],
-    most: int,
-) -> Curve:
-    sizes = np.arange(0, most + 1)
+def pick(offers: Offers, latency: LatencyCurve, load: Load, budget: Budget, memory: Memory | None) -> Curve:
+    """The fastest offer within the budget at one load, and the best of every size.
+
+    Raises:
+        InputError: not even plain decoding is within the budget.
+    """
+    known = np.flatnonzero(offers.nodes <= latency.largest)
+    nodes, depth = offers.nodes[known], offers.depth[known]
+    seconds = latency.at(nodes, depth)
+    met = within(budget, load, latency, nodes, depth, seconds, memory)
+    feasible = np.logical_and.reduce([np.ones(len(known), dtype=np.bool_), *met.values()])
     plain = latency.plain.seconds
-    fitted, seen, seconds, reached = (np.zeros((len(depths), len(sizes))) for _ in range(4))
-    for row, depth in enumerate(depths):
-        cut = tree.cut(most, depth)
-        reached[row, : cut.nodes + 1] = np.maximum.accumulate(cut.depths)
-        fitted[row, 1:] = replay_prefixes(cut, fit, sizes[1:])
-        seen[row, 1:] = replay_prefixes(cut, held, sizes[1:])
-        seconds[row, 1:] = latency.at(sizes[1:], reached[row, 1:])
-        # A shallow tree runs out of nodes with any frequency: larger sizes do not exist.
-        fitted[row, cut.nodes + 1 :] = 0
-    fitted[:, 0] = seen[:, 0] = 1.0
-    seconds[:, 0] = plain
-    allowed = budget.step_seconds(plain)
-    if allowed < plain:
-        raise InputError(
-            f"--budget {allowed * 1e3:.3g} ms at batch {load[0]}: plain decoding alone takes {plain * 1e3:.3g} ms a step; "
-            f"the smallest tree takes {seconds[0, 1] * 1e3:.3g} ms"
-        )
-    exists = fitted.max(axis=0) > 0
-    fitted, seen, seconds, reached = (x[:, exists] for x in (fitted, seen, seconds, reached))
-    sizes = columns = sizes[exists]
-    feasible = seconds <= allowed
-    rate = fitted / seconds
-    # Where no depth of a size is within the budget, the curve still shows its best, but it cannot be chosen.
-    best = np.where(feasible.any(axis=0), (rate * feasible).argmax(axis=0), rate.argmax(axis=0))
-    acceptance, time = seen[best, columns], seconds[best, columns]
+    rate = offers.fitted[known] / seconds
+    # Every size's best: within the budget where it can be, for the plot also beyond.
+    order = np.lexsort((-rate, ~feasible, nodes))
+    best = order[np.unique(nodes[order], return_index=True)[1]]
+    winner = int(np.argmax(np.where(feasible, rate, 0))) if feasible.any() else None
+    if winner is not None and rate[winner] <= 1 / plain:
+        winner = None
+    free = int(np.argmax(rate))
+    limit = "" if free == winner or rate[free] <= 1 / plain else ", ".join(n for n, ok in met.items() if not ok[free])
+    if winner is not None and not limit and nodes[winner] == latency.largest:
+        limit = "largest size known"
+    at = 0 if winner is None else 1 + int(np.searchsorted(nodes[best], nodes[winner]))
+    acceptance = np.concatenate([[1.0], offers.seen[known[best]]])
+    time = np.concatenate([[plain], seconds[best]])
     return Curve(
-        nodes=sizes,
-        depth=reached[best, columns].astype(np.int64),
+        nodes=np.concatenate([[0], nodes[best]]),
+        depth=np.concatenate([[0], depth[best]]),
         acceptance=acceptance,
         seconds=time,
         tokens_per_s=load[0] * acceptance / time,
         speedup=acceptance / time * plain,
-        chosen=int((rate * feasible)[best, columns].argmax()),
+        chosen=at,
+        offer=None if winner is None else int(known[winner]),
+        limit=limit,
     )
 
 
-def _point(
-    tree: CandidateTree, held: RankTrace, latency: LatencyCurve, load: tuple[int, int], curve: Curve
+def predict(
+    tree: CandidateTree,
+    held: RankTrace,
+    latency: LatencyCurve,
+    load: Load,
+    kind: str = "measured",
+    limit: str = "",
+    settings: dict[str, object] | None = None,
 ) -> OperatingPoint:
-    nodes, depth = curve.chosen, int(curve.depth[curve.chosen])
-    return predict(tree.cut(nodes, depth), held, latency, load)
-
-
-def predict(tree: CandidateTree, held: RankTrace, latency: LatencyCurve, load: tuple[int, int]) -> OperatingPoint:
     """What any tree would give: replay on held-out sequences and the latency curve. The intervals of rates
     combine the acceptance interval with the latency's quartiles."""
     played = replay(tree, held)
@@ -203,15 +197,88 @@ def predict(tree: CandidateTree, held: RankTrace, latency: LatencyCurve, load: t
 
     milliseconds = Estimate(1e3 * step.value, 1e3 * step.low, 1e3 * step.high)
     return OperatingPoint(
-        *load,
-        tree.nodes,
-        tree.depth,
-        _rounded(length),
-        _rounded(milliseconds),
-        rate(load[0]),
-        rate(plain),
-        latency="measured",
-    )
+        *load, tree.nodes, tree.depth, _rounded(length), _rounded(milliseconds), rate(load[0]), rate(plain),
+        latency=kind, limit=limit, engine=dict(settings or {}),
+    )  # fmt: skip
+
+
+def _point(
+    curve: Curve, offers: Offers, held: RankTrace, latency: LatencyCurve, load: Load, kind: str
+) -> tuple[OperatingPoint, CandidateTree]:
+    if curve.offer is None:
+        return predict(CandidateTree(), held, latency, load, kind, curve.limit), CandidateTree()
+    tree = offers.tree(curve.offer)
+    return predict(tree, held, latency, load, kind, curve.limit, offers.settings(curve.offer)), tree
+
+
+def _own(
+    point: OperatingPoint,
+    tree: CandidateTree,
+    fit: RankTrace,
+    held: RankTrace,
+    latency: LatencyCurve,
+    estimator: Estimator,
+    kind: str,
+    swaps: bool,
+) -> tuple[OperatingPoint, CandidateTree]:
+    """A tree of the point's own, where the common order, made for what a tree of REFERENCE nodes visits, loses to it
+    on the fitting sequences beyond doubt (the 95% interval) and by more than OWN_GAIN."""
+    if not tree.nodes or estimator.name != "visited":
+        return point, tree
+    sample = fit.sample(ENOUGH)
+    own = visited_tree(sample, tree.nodes, estimator.kappa, tree.depth)
+    if swaps:
+        own = swap_nodes(own, *sample.halves(), depth=tree.depth)
+    before = replay(tree, sample)
+    more, low, _ = replay(own, sample).less(before)
+    if low <= 0 or more < OWN_GAIN * before.acceptance_length:
+        return point, tree
+    why = f"a tree for what {tree.nodes} nodes visit accepts {100 * more / before.acceptance_length:.1f}% more on the fitting sequences"
+    new = predict(own, held, latency, (point.batch, point.context), kind, point.limit)
+    return replace(new, why_own=why), own
+
+
+def _number_paths(
+    common: CandidateTree, points: list[tuple[OperatingPoint, CandidateTree]], estimator: Estimator
+) -> tuple[tuple[Path, ...], tuple[OperatingPoint, ...]]:
+    """All paths in one order by frequency, and the points, each a prefix or with its own list of path numbers."""
+    kept = {*common.paths, *(p for _, tree in points for p in tree.paths)}
+    paths = tuple(sorted(kept, key=lambda p: (-estimator.frequency(p), len(p), p)))
+    number = {p: i for i, p in enumerate(paths)}
+    whole = CandidateTree(paths)
+    numbered = []
+    for point, tree in points:
+        mine = tuple(sorted(number[p] for p in tree.paths))
+        prefix = set(whole.cut(point.nodes, point.depth).paths) == set(tree.paths)
+        numbered.append(replace(point, own=None if prefix else mine))
+    return paths, tuple(numbered)
+
+
+def _plain_from(
+    contents: TreeFile, latency: Latency, offers: Offers, budget: Budget, memory: Memory | None
+) -> dict[int, int | None]:
+    """For each context the smallest batch from which no larger one planned wants a tree. Where the latency is modelled,
+    batches beyond those planned are tried, too."""
+    found: dict[int, int | None] = {}
+    for context in sorted({p.context for p in contents.operating_points}):
+        here = sorted((p.batch, p.nodes) for p in contents.operating_points if p.context == context)
+        trees = [b for b, nodes in here if nodes]
+        later = [b for b, _ in here if b > max(trees, default=0)]
+        found[context] = min(later, default=None)
+        if latency.kind == "modelled" and not later:
+            low, high = here[-1][0], here[-1][0]
+            free = Budget(budget.ratio, None, budget.max_nodes, budget.max_depth)
+
+            def wins(batch: int, context: int = context, free: Budget = free) -> bool:
+                return pick(offers, latency.curve(batch, context), (batch, context), free, memory).offer is None
+
+            while high < 1 << 16 and not wins(high):
+                low, high = high, 2 * high
+            while high - low > 1:
+                middle = (low + high) // 2
+                low, high = (low, middle) if wins(middle) else (middle, high)
+            found[context] = high if high < 1 << 16 else None
+    return found
 
 
 def _rounded(e: Estimate) -> Estimate:

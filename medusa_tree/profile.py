@@ -14,7 +14,8 @@ from medusa_runtime.errors import InputError
 from medusa_runtime.model import MedusaModel
 from medusa_runtime.tree import CandidateTree
 
-from .trace import MISS, RankTrace
+from .table import MISS
+from .trace import RankTrace
 
 Progress = Callable[[int], object]  # told how many prompts or rounds were done since it was last called
 

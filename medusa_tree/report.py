@@ -1,21 +1,21 @@
-"""Tables and plots of a plan: what was measured of the heads, what is predicted of the trees."""
+"""Tables of a plan, a comparison and a validation: what was measured of the heads, what is predicted of the trees."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from medusa_runtime.files import write_beside
 from medusa_runtime.tree import CandidateTree
 from medusa_runtime.treefile import Estimate, OperatingPoint, TreeFile
 
-from .bundled import data_path
 from .calibration import Calibration
-from .plan import Curve, predict
-from .trace import head_accuracy, top_k_interval
+from .compare import Compared, compare, usual
+from .engines import ENGINES
+from .latency import Latency, LatencyGrid, Load
+from .plan import Plan
+from .roofline import Roofline, describe, fit_roofline, roofline_errors
+from .shape import ModelShape
+from .trace import RankTrace, top_k_interval
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -25,42 +25,50 @@ if TYPE_CHECKING:
     from .validate import Validation
 
 TOP = (1, 3, 5, 10)
-COPIED = "mc_sim_7b_63"  # the list that everyone copies
-Rows = list[tuple[str, OperatingPoint]]
 
 
-def published_tree(name: str) -> CandidateTree:
-    """A published list of paths, kept in ``data/trees`` with its source."""
-    return CandidateTree.by_depth(json.loads(data_path("trees", f"{name}.json").read_text("utf-8"))["paths"])
-
-
-def comparison(calibration: Calibration, contents: TreeFile, point: OperatingPoint) -> Rows:
-    """Plain decoding, a chain of first guesses, the copied 64-node list and the chosen tree, each predicted on the
-    same held-out sequences and latency; the list is cut to the heads there are."""
+def comparison(calibration: Calibration, plan: Plan, point: OperatingPoint) -> list[Compared]:
+    """Plain decoding, a chain of first guesses, the copied 64-node list, the chosen tree, and where an engine bounds
+    it the best tree of any form: all predicted on the same held-out sequences and latency."""
     _, held = calibration.trace.split()
     load = (point.batch, point.context)
     latency = calibration.latency.curve(*load)
-    copied = published_tree(COPIED)
-    cut = copied.cut(copied.nodes, held.heads)
-    trees = [
-        ("plain decoding", CandidateTree()),
-        (f"chain of {held.heads}", CandidateTree.chain(held.heads)),
-        ("64-node list" + ("" if cut.nodes == copied.nodes else f", {held.heads} levels"), cut),
-    ]
-    return [(name, predict(tree, held, latency, load)) for name, tree in trees] + [("chosen tree", point)]
+    trees = usual(held, latency)
+    engine = plan.contents.provenance.get("plan", {}).get("engine")
+    if load in plan.free:
+        trees.append(("free tree", plan.free[load][1]))
+    trees.append((f"chosen for {engine}" if engine else "chosen tree", plan.contents.tree_of(point)))
+    return compare(trees, held, latency, load, calibration.latency.kind)
 
 
-def accuracy_table(calibration: Calibration) -> Table:
-    """Top-k accuracy of each head on all sequences, with 95% intervals."""
+def engine_cost(calibration: Calibration, plan: Plan, point: OperatingPoint) -> Compared | None:
+    """The chosen tree over the best of any form, paired; None where no engine bounds the plan."""
+    load = (point.batch, point.context)
+    if load not in plan.free:
+        return None
+    _, held = calibration.trace.split()
+    trees = [("free tree", plan.free[load][1]), ("chosen", plan.contents.tree_of(point))]
+    return compare(trees, held, calibration.latency.curve(*load), load, calibration.latency.kind)[1]
+
+
+def _table(title: str, *columns: str, left: int = 1) -> Table:
+    """A table that fits 80 columns: rules under the head only, the first ``left`` columns to the left."""
+    from rich import box
     from rich.table import Table
 
-    trace = calibration.trace
-    table = Table(
-        title=f"Head accuracy on the model's own output\n{trace.positions:,} positions, {len(trace.starts) - 1} prompts"
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False)
+    for i, name in enumerate(columns):
+        table.add_column(name, justify="left" if i < left else "right", no_wrap=i >= left)
+    return table
+
+
+def accuracy_table(trace: RankTrace) -> Table:
+    """Top-k accuracy of each head on all sequences, with 95% intervals."""
+    table = _table(
+        f"Head accuracy on the model's own output\n{trace.positions:,} positions, {len(trace.lengths)} sequences",
+        "head",
+        *(f"top-{k}, %" for k in TOP),
     )
-    table.add_column("head", no_wrap=True)
-    for k in TOP:
-        table.add_column(f"top-{k}, %", justify="right", no_wrap=True)
     columns = [top_k_interval(trace, k) for k in TOP]
     for h in range(trace.heads):
         table.add_row(
@@ -71,136 +79,142 @@ def accuracy_table(calibration: Calibration) -> Table:
     return table
 
 
-def comparison_table(calibration: Calibration, point: OperatingPoint, rows: Rows) -> Table:
-    """The chosen tree beside what people use, at one batch and context."""
-    from rich.table import Table
-
-    device = f"{calibration.latency.device}, {calibration.latency.dtype}"
-    table = Table(title=f"Predicted at batch {point.batch}, context {point.context}\n{device}")
-    table.add_column("tree", no_wrap=True)
-    for name in ("nodes", "depth", "acceptance", "step ms", "tokens/s", "speedup"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for name, p in rows:
+def comparison_table(rows: list[Compared], device: str, first: str = "", bold: str = "") -> Table:
+    """Trees side by side at one batch and context, as speedups, or as ratios to the row called ``first``."""
+    point = rows[0].point
+    columns = ["tree", "nodes", "depth", "acceptance", "step ms", "tokens/s", f"over {first}" if first else "speedup"]
+    modelled = point.latency == "modelled"
+    table = _table(
+        f"Predicted at batch {point.batch}, context {point.context}\n{device}",
+        *columns, *(["time"] if modelled else []),
+    )  # fmt: skip
+    for row in rows:
+        p = row.point
+        ratio = f"{p.speedup.value:.2f}x" if not first else _plus_minus(row.rate_ratio, ".3f")
         table.add_row(
-            name, str(p.nodes), str(p.depth), _plus_minus(p.acceptance_length, ".2f") if p.nodes else "1.00",
-            f"{p.step_latency_ms.value:.2f}", f"{p.tokens_per_s.value:,.0f}", f"{p.speedup.value:.2f}x", style="bold" if p is point else None,
+            row.name, str(p.nodes), str(p.depth), _plus_minus(p.acceptance_length, ".2f") if p.nodes else "1.00",
+            f"{p.step_latency_ms.value:.2f}", f"{p.tokens_per_s.value:,.0f}", ratio, *([p.latency] if modelled else []),
+            style="bold" if row.name == bold else None,
         )  # fmt: skip
-    table.caption = f"acceptance: tokens a step, replay on held-out prompts, ± half the 95% interval\nlatency: {point.latency} on this device"
+    paired = f"; over {first}: tokens/s, paired" if first else ""
+    table.caption = f"acceptance: tokens a step, replay on held-out sequences, ± half the 95% interval\nstep time: {point.latency}{paired}"
     return table
+
+
+def points_table(contents: TreeFile, device: str) -> Table:
+    """What to run at each batch and context."""
+    points = contents.operating_points
+    modelled = [p.latency for p in points if p.latency == "modelled"]
+    table = _table(
+        f"Operating points\n{device}",
+        "batch", "context", "nodes", "depth", "acceptance", "step ms", "tokens/s", "speedup",
+        *(["time"] if modelled else []), left=0,
+    )  # fmt: skip
+    for p in points:
+        table.add_row(
+            str(p.batch), f"{p.context:,}", str(p.nodes) if p.nodes else "plain", str(p.depth) if p.nodes else "",
+            _plus_minus(p.acceptance_length, ".2f") if p.nodes else "1.00", f"{p.step_latency_ms.value:.2f}", f"{p.tokens_per_s.value:,.0f}",
+            f"{p.speedup.value:.2f}x", *([p.latency] if modelled else []),
+        )  # fmt: skip
+    return table
+
+
+def notes(calibration: Calibration, plan: Plan) -> list[str]:
+    """What the tables do not say: infeasible loads, where plain decoding wins, what an engine costs, own orders."""
+    kind = calibration.latency.kind
+    lines = [f"No operating point: {why}" for why in plan.infeasible.values()]
+    bound: dict[str, list[str]] = {}
+    for p in plan.contents.operating_points:
+        where = f"At batch {p.batch}, context {p.context}"
+        if p.nodes and p.limit:
+            bound.setdefault(p.limit, []).append(f"{p.batch} at {p.context}")
+        if p.nodes == 0 and p.limit:
+            lines.append(
+                f"{where} no tree is within the budget ({p.limit} binds), and plain decoding is all there is ({kind})."
+            )
+        if p.why_own:
+            lines.append(f"{where} the tree is no prefix of the common order: {p.why_own}.")
+    if plan.free:
+        engine = plan.contents.provenance["plan"]["engine"]
+        lines.append(f"What {engine} takes ({ENGINES[engine].bound}) against the free tree, {kind}:")
+    for p in plan.contents.operating_points:
+        cost = engine_cost(calibration, plan, p)
+        if cost is not None and p.nodes:
+            settings = "".join(f", {k} {v}" for k, v in p.engine.items())
+            lines.append(
+                f"  batch {p.batch}, context {p.context}: acceptance {_change(cost.acceptance_ratio)}, tokens/s {_change(cost.rate_ratio)}{settings}"
+            )
+    lines += [
+        f"Bound by {limit}, another tree would be faster at batch {', '.join(there)} ({kind})."
+        for limit, there in bound.items()
+    ]
+    for context, batch in plan.plain_from.items():
+        if batch is not None:
+            lines.append(
+                f"At context {context} plain decoding is fastest from batch {batch} on ({kind}); tree.json has 0 nodes there."
+            )
+        elif len(plan.contents.operating_points) > 1:
+            lines.append(f"At context {context} a tree is faster at every batch tried ({kind}).")
+    return lines
+
+
+def roofline_beside(latency: Latency | None, shape: ModelShape | None) -> tuple[Roofline, dict[str, Any]] | None:
+    """The roofline fitted to a measured grid, and its figures with its error; None where nothing was measured or the
+    model's shape is not known."""
+    if not isinstance(latency, LatencyGrid) or shape is None:
+        return None
+    fitted = fit_roofline(latency, shape)
+    return fitted, describe(fitted, roofline_errors(fitted, latency))
+
+
+def roofline_line(told: dict[str, Any]) -> str:
+    """What :func:`roofline_beside` found, in a sentence."""
+    return (
+        f"Roofline fitted to the measured grid: {told['bandwidth_gb_s']:.3g} GB/s, {told['tflops']:.3g} TFLOP/s, {told['overhead_ms']:.3g} ms launches; "
+        f"off by {100 * told['median_error']:.2g}% in the middle, {100 * told['worst_error']:.2g}% at worst."
+    )
+
+
+def _change(ratio: Estimate) -> str:
+    return f"{100 * (ratio.value - 1):+.1f}% ({100 * (ratio.low - 1):+.1f} to {100 * (ratio.high - 1):+.1f})"
 
 
 def _plus_minus(e: Estimate, form: str) -> str:
     return f"{e.value:{form}} [dim]±{(e.high - e.low) / 2:{form}}[/dim]"
 
 
-def summary(calibration: Calibration, contents: TreeFile, rows: dict[OperatingPoint, Rows]) -> dict[str, Any]:
-    """What the tables say, for machines."""
-    from dataclasses import asdict
-
-    heads = {
+def accuracy_json(trace: RankTrace) -> dict[str, list[dict[str, float]]]:
+    """What :func:`accuracy_table` says."""
+    return {
         f"top_{k}": [
             dict(zip(("value", "low", "high"), map(float, h), strict=True))
-            for h in zip(*top_k_interval(calibration.trace, k), strict=True)
+            for h in zip(*top_k_interval(trace, k), strict=True)
         ]
         for k in TOP
     }
-    points = [{"tree": name, **asdict(p)} for compared in rows.values() for name, p in compared]
-    return {"head_accuracy": heads, "predicted": points, "provenance": contents.provenance}
 
 
-def plan_plot(
-    calibration: Calibration,
-    contents: TreeFile,
-    curves: dict[tuple[int, int], Curve],
-    rows: dict[OperatingPoint, Rows],
-    path: Path,
-) -> None:
-    """A PNG of two panels: the accuracy of each head at each rank, and speedup over tree size with the choice."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=(1, 1.25), layout="constrained")
-    accuracy = head_accuracy(calibration.trace)
-    left.imshow(accuracy, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    for (k, i), a in np.ndenumerate(accuracy):
-        left.text(
-            i,
-            k,
-            f"{100 * a:.0f}" if a >= 0.095 else f"{100 * a:.1f}",
-            ha="center",
-            va="center",
-            fontsize=8,
-            color="white" if a > 0.5 else "black",
-        )
-    left.set_xticks(range(accuracy.shape[1]), [str(i) for i in range(accuracy.shape[1])])
-    left.set_yticks(range(accuracy.shape[0]), [f"head {k + 1}" for k in range(accuracy.shape[0])])
-    left.set_xlabel("rank of the emitted token in the head's guesses")
-    left.set_title("Head accuracy, % of positions", loc="left")
-
-    right.axhline(1, color="0.6", linewidth=1)
-    for i, (point, compared) in enumerate(rows.items()):
-        curve, color = curves[(point.batch, point.context)], f"C{i}"
-        right.plot(curve.nodes, curve.speedup, color=color, label=f"batch {point.batch}: best tree of each size")
-        right.plot(point.nodes, point.speedup.value, "o", color=color, markersize=9)
-        right.annotate(
-            f"chosen: {point.nodes} nodes, {point.speedup.value:.2f}x",
-            (point.nodes, point.speedup.value),
-            (8, 7),
-            textcoords="offset points",
-        )
-        for (name, p), marker in zip(compared[1:-1], "sD", strict=False):
-            right.plot(
-                p.nodes, p.speedup.value, marker, color=color, markerfacecolor="white", label=name if i == 0 else None
-            )
-    low, high = right.get_ylim()
-    right.set_ylim(min(low, 0.9), high + 0.12 * (high - low))
-    right.set_xlabel("tree nodes")
-    right.set_ylabel("predicted speedup over plain decoding")
-    right.set_title("Speed over tree size", loc="left")
-    right.legend(frameon=False, loc="lower right")
-    for axis in (left, right):
-        axis.spines[["top", "right"]].set_visible(False)
-    with write_beside(path) as beside:
-        figure.savefig(beside, dpi=130, format="png")
-    plt.close(figure)
+def summary(calibration: Calibration, plan: Plan, rows: dict[Load, list[Compared]]) -> dict[str, Any]:
+    """What the tables say, for machines."""
+    fitted = roofline_beside(calibration.latency, calibration.shape)
+    return {
+        "head_accuracy": accuracy_json(calibration.trace),
+        "predicted": [compared_json(row) for compared in rows.values() for row in compared],
+        "operating_points": [asdict(p) for p in plan.contents.operating_points],
+        "plain_from_batch": {str(k): v for k, v in plan.plain_from.items()},
+        "infeasible": {f"batch {b}, context {c}": why for (b, c), why in plan.infeasible.items()},
+        "roofline": None if fitted is None else fitted[1],
+        "notes": notes(calibration, plan),
+        "provenance": plan.contents.provenance,
+    }
 
 
-def tree_plot(contents: TreeFile, tree: CandidateTree, path: Path) -> None:
-    """A PNG of the tree, drawn with networkx: depth to the right, best guess on top, colour by path frequency."""
-    import matplotlib
-    import networkx as nx
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    frequency = path_frequencies(contents, tree)
-    graph = nx.DiGraph()
-    graph.add_node(0)
-    graph.add_edges_from((int(tree.parents[i]), i) for i in range(1, tree.nodes + 1))
-    row: dict[int, float] = {}
-    leaves = 0
-    for i in nx.dfs_postorder_nodes(graph, 0, sort_neighbors=sorted):
-        below = [row[c] for c in graph.successors(i)]
-        if not below:
-            leaves += 1
-        row[i] = (min(below) + max(below)) / 2 if below else -float(leaves)
-    places = {i: (float(tree.depths[i]), row[i]) for i in graph}
-    figure, axis = plt.subplots(figsize=(2.2 + 1.9 * tree.depth, max(2.5, 0.32 * leaves + 1)), layout="constrained")
-    labels = {0: "root", **{i: f"{p[-1]}\n{frequency[i - 1]:.2f}" for i, p in enumerate(tree.paths, start=1)}}
-    colours = [1.0, *frequency]
-    nx.draw_networkx(
-        graph, places, ax=axis, labels=labels, node_color=colours, cmap="YlGnBu", vmin=0, vmax=1.4, node_size=620, font_size=7,
-        edge_color="0.6", arrows=False, edgecolors="0.4",
-    )  # fmt: skip
-    axis.set_axis_off()
-    axis.set_title(
-        f"{tree.nodes} nodes, depth {tree.depth}: rank, and how often decoding reaches it", fontsize=10, loc="left"
-    )
-    with write_beside(path) as beside:
-        figure.savefig(beside, dpi=130, format="png")
-    plt.close(figure)
+def compared_json(row: Compared) -> dict[str, Any]:
+    """One row of a comparison."""
+    return {
+        "tree": row.name, **asdict(row.point),
+        "over_first": {"acceptance_length": asdict(row.acceptance_ratio), "tokens_per_s": asdict(row.rate_ratio)},
+    }  # fmt: skip
 
 
 def path_frequencies(contents: TreeFile, tree: CandidateTree) -> list[float]:
@@ -212,13 +226,9 @@ def path_frequencies(contents: TreeFile, tree: CandidateTree) -> list[float]:
 def validation_table(v: Validation) -> Group:
     """Predicted beside measured, and what became of the text."""
     from rich.console import Group
-    from rich.table import Table
 
     size = f"{v.point.nodes} nodes, depth {v.point.depth}, batch {v.point.batch}, {v.prompts} held-out prompts"
-    table = Table(title=f"{size}\n{v.device}, {v.dtype}")
-    table.add_column("", no_wrap=True)
-    for name in ("plain, measured", "tree, predicted", "tree, measured"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = _table(f"{size}\n{v.device}, {v.dtype}", "", "plain, measured", "tree, predicted", "tree, measured")
     p = v.point
     table.add_row(
         "acceptance length", "1.00", _plus_minus(p.acceptance_length, ".3f"), _plus_minus(v.acceptance_length, ".3f")

@@ -12,19 +12,25 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from medusa_runtime.tree import Path
+
+from .table import PathCounts
 from .trace import RankTrace, head_accuracy
 
-Path = tuple[int, ...]
 Expand = Callable[[Path], npt.NDArray[np.float64]]
 
 KAPPAS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, float("inf"))
+ENOUGH = 500_000  # positions that settle a choice between estimators or sizes; more only take time
 
 
-def greedy_order(expand: Expand, nodes: int) -> tuple[tuple[Path, ...], npt.NDArray[np.float64]]:
+def greedy_order(
+    expand: Expand, nodes: int, depth: int | None = None
+) -> tuple[tuple[Path, ...], npt.NDArray[np.float64]]:
     """The ``nodes`` most frequent paths, most frequent first, each parent before its children.
 
     Args:
         expand: path -> (K,) frequencies of its children by rank, none above the path's own; empty at the last head.
+        depth: longest path to take; by default any.
 
     Returns:
         paths in order, and their frequencies (nodes,), which never rise. Fewer where no more paths have f > 0.
@@ -34,6 +40,8 @@ def greedy_order(expand: Expand, nodes: int) -> tuple[tuple[Path, ...], npt.NDAr
     heap: list[tuple[float, int, Path]] = []
 
     def push(path: Path) -> None:
+        if depth is not None and len(path) == depth:
+            return
         for rank, f in enumerate(expand(path)):
             if f > 0:
                 heapq.heappush(heap, (-f, len(path) + 1, (*path, rank)))  # ties: shallower, then lower rank
@@ -45,6 +53,16 @@ def greedy_order(expand: Expand, nodes: int) -> tuple[tuple[Path, ...], npt.NDAr
         frequencies.append(-f)
         push(path)
     return tuple(paths), np.array(frequencies)
+
+
+def order_for_every_depth(expand: Expand, nodes: int, depths: int) -> tuple[tuple[Path, ...], npt.NDArray[np.float64]]:
+    """One greedy order that holds the best ``nodes`` paths of every depth up to ``depths``: what
+    :meth:`CandidateTree.cut` needs to give the best tree of any size and depth."""
+    merged: dict[Path, float] = {}
+    for depth in range(1, depths + 1):
+        merged.update(zip(*greedy_order(expand, nodes, depth), strict=True))
+    paths = sorted(merged, key=lambda p: (-merged[p], len(p), p))
+    return tuple(paths), np.array([merged[p] for p in paths])
 
 
 def product_frequencies(accuracy: npt.NDArray[np.float64]) -> Expand:
@@ -62,33 +80,25 @@ def product_frequencies(accuracy: npt.NDArray[np.float64]) -> Expand:
     return expand
 
 
-def joint_frequencies(trace: RankTrace, kappa: float) -> Expand:
+def joint_frequencies(trace: RankTrace, kappa: float, positions: npt.NDArray[np.int64] | None = None) -> Expand:
     """f(v) counted on the trace, each step shrunk to the head's own accuracy where counts are small:
-    P(child | parent) = (n_child + kappa A) / (n_parent + kappa), f the product along the path."""
-    accuracy = head_accuracy(trace)
+    P(child | parent) = (n_child + kappa A) / (n_parent + kappa), f the product along the path.
+
+    Counts are of all positions, or of those given (the ones that decoding visits).
+    """
+    accuracy = head_accuracy(trace, positions)
     if np.isinf(kappa):
         return product_frequencies(accuracy)
-    # Of every path handed out: the positions that follow it, and its frequency.
-    known: dict[Path, tuple[npt.NDArray[np.int64], float]] = {(): (np.arange(trace.positions), 1.0)}
+    counts = PathCounts(trace.table.rows, trace.table.weights(positions), trace.candidates)
+    frequency: dict[Path, float] = {(): 1.0}
 
     def expand(path: Path) -> npt.NDArray[np.float64]:
-        depth = len(path)
-        if depth == trace.heads:
+        if len(path) == trace.heads:
             return np.empty(0)
-        if path not in known:
-            rows, _ = known[path[:-1]]
-            known[path] = (rows[trace.ranks[rows, depth - 1] == path[-1]], _children(path[:-1])[path[-1]])
-        return _children(path)
-
-    cache: dict[Path, npt.NDArray[np.float64]] = {}
-
-    def _children(path: Path) -> npt.NDArray[np.float64]:
-        if path not in cache:
-            rows, f = known[path]
-            ranks = trace.ranks[rows, len(path)]
-            counts = np.bincount(ranks[ranks >= 0], minlength=trace.candidates)
-            cache[path] = f * (counts + kappa * accuracy[len(path)]) / (len(rows) + kappa)
-        return cache[path]
+        if path not in frequency:
+            frequency[path] = float(expand(path[:-1])[path[-1]])
+        shrunk = counts.children(path) + kappa * accuracy[len(path)]
+        return frequency[path] * shrunk / (counts.of(path) + kappa)
 
     return expand
 
@@ -99,36 +109,33 @@ def choose_kappa(trace: RankTrace) -> float:
     Infinity is the product estimator. Even and odd sequences take turns; MISS counts as one more rank, and a
     path ends at its first MISS, as nothing behind it can be accepted.
     """
-    owner = np.repeat(np.arange(len(trace.starts) - 1), np.diff(trace.starts))
-    ranks = np.where(trace.ranks < 0, trace.candidates, trace.ranks).astype(np.int64)
+    sample = trace.sample(ENOUGH)
+    odd = np.repeat(np.arange(len(sample.lengths)) % 2 == 1, sample.lengths)
     total = np.zeros(len(KAPPAS))
-    for fold in (0, 1):
-        fit, test = ranks[owner % 2 == fold], ranks[owner % 2 != fold]
+    for fitting in (odd, ~odd):
+        fit, test = np.flatnonzero(fitting), np.flatnonzero(~fitting)
         if len(fit) and len(test):
-            total += [_log_likelihood(fit, test, trace.candidates, kappa) for kappa in KAPPAS]
+            total += _log_likelihoods(sample, fit, test)
     return KAPPAS[int(np.argmax(total))]
 
 
-def _log_likelihood(fit: npt.NDArray[np.int64], test: npt.NDArray[np.int64], candidates: int, kappa: float) -> float:
-    """Log-likelihood in nats of ``test``'s rank paths under the joint estimator fitted on ``fit``."""
-    base = candidates + 1
-    alive = np.ones(len(test), dtype=bool)
-    fit_key, test_key = np.zeros(len(fit), dtype=np.int64), np.zeros(len(test), dtype=np.int64)
-    score = 0.0
-    for depth in range(fit.shape[1]):
-        marginal = (np.bincount(fit[:, depth], minlength=base) + 0.5) / (len(fit) + 0.5 * base)
-        parents = _lookup(fit_key, test_key)
-        fit_key, test_key = fit_key * base + fit[:, depth], test_key * base + test[:, depth]
-        children = _lookup(fit_key, test_key)
-        prior = marginal[test[:, depth]]
-        p = prior if np.isinf(kappa) else (children + kappa * prior) / (parents + kappa)
-        score += float(np.log(p[alive]).sum())
-        alive &= test[:, depth] < candidates
+def _log_likelihoods(
+    trace: RankTrace, fit: npt.NDArray[np.int64], test: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    """(len(KAPPAS),) log-likelihood in nats of the rank paths at ``test``, joint estimators fitted at ``fit``."""
+    rows, fitted, tested = trace.table.rows, trace.table.weights(fit), trace.table.weights(test)
+    half = 0.5 / len(fit)  # no rank is impossible for not having been seen
+    score = np.zeros(len(KAPPAS))
+    run = np.zeros(len(rows), dtype=np.int64)  # rows that agree so far share a number
+    for depth, column in enumerate(rows.T):
+        alive = (rows[:, :depth] >= 0).all(axis=1)
+        parents = np.bincount(run, weights=fitted)[run]
+        new = np.concatenate([[0], (np.diff(run) != 0) | (np.diff(column) != 0)])
+        run = np.cumsum(new)
+        children = np.bincount(run, weights=fitted)[run]
+        marginal = np.bincount(trace.ranks[fit, depth].astype(np.int64) + 1, minlength=trace.candidates + 1) / len(fit)
+        prior = ((marginal + half) / (1 + half * len(marginal)))[column + 1]
+        for i, kappa in enumerate(KAPPAS):
+            p = prior if np.isinf(kappa) else (children + kappa * prior) / (parents + kappa)
+            score[i] += float(tested[alive] @ np.log(p[alive]))
     return score
-
-
-def _lookup(keys: npt.NDArray[np.int64], asked: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """How often each of ``asked`` occurs in ``keys``."""
-    values, counts = np.unique(keys, return_counts=True)
-    at = np.minimum(np.searchsorted(values, asked), len(values) - 1)
-    return np.where(values[at] == asked, counts[at], 0)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from medusa_runtime.errors import InputError
 
-MISS = -1  # the token is not among the candidates kept
+from .bootstrap import bootstrap
+from .table import MISS, RankTable
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,12 @@ class RankTrace:
     candidates: int
 
     def __post_init__(self) -> None:
-        if self.ranks.ndim != 2 or not np.issubdtype(self.ranks.dtype, np.integer):
+        if self.ranks.ndim != 2 or not np.issubdtype(self.ranks.dtype, np.integer) or 0 in self.ranks.shape:
             raise InputError(
                 f"rank trace: ranks must be whole numbers of shape (positions, heads), not {self.ranks.dtype} {self.ranks.shape}"
             )
-        bad = np.argwhere((self.ranks < MISS) | (self.ranks >= self.candidates))
-        if len(bad):
-            p, k = bad[0]
+        if self.ranks.min() < MISS or self.ranks.max() >= self.candidates:
+            p, k = np.argwhere((self.ranks < MISS) | (self.ranks >= self.candidates))[0]
             raise InputError(
                 f"rank trace: position {p}, head {k + 1} has rank {self.ranks[p, k]}; ranks are 0..{self.candidates - 1}, or {MISS} for a miss"
             )
@@ -82,46 +83,71 @@ class RankTrace:
     def heads(self) -> int:
         return self.ranks.shape[1]
 
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """(S,) positions of each sequence."""
+        return np.diff(self.starts)
+
+    @cached_property
+    def table(self) -> RankTable:
+        """The distinct rows, made once."""
+        return RankTable.of(self.ranks, self.candidates)
+
     def sequences(self) -> list[npt.NDArray[np.int16]]:
         """One (length, H) array a sequence."""
         return np.split(self.ranks, self.starts[1:-1])
 
     def select(self, keep: npt.NDArray[np.bool_]) -> RankTrace:
         """The sequences where ``keep`` (S,) is true."""
-        kept = [s for s, k in zip(self.sequences(), keep, strict=True) if k]
-        if not kept:
+        if not keep.any():
             raise InputError(
                 "rank trace: no sequence left after the split; use more prompts or another --held-out fraction"
             )
-        return RankTrace.from_sequences(kept, self.held_out[keep].tolist(), self.candidates)
+        rows = self.ranks[np.repeat(keep, self.lengths)]
+        starts = np.concatenate([[0], np.cumsum(self.lengths[keep])])
+        return RankTrace(rows, starts, self.held_out[keep], self.candidates)
 
     def split(self) -> tuple[RankTrace, RankTrace]:
-        """(fitting, held-out) halves."""
+        """(fitting, held-out) parts."""
         return self.select(~self.held_out), self.select(self.held_out)
 
+    def halves(self) -> tuple[RankTrace, RankTrace]:
+        """Even and odd sequences: one to fit on, the other to check on; the trace twice where it has one sequence."""
+        if len(self.lengths) < 2:
+            return self, self
+        even = np.arange(len(self.lengths)) % 2 == 0
+        return self.select(even), self.select(~even)
 
-def head_accuracy(trace: RankTrace) -> npt.NDArray[np.float64]:
-    """A[k, i], (H, K): the fraction of positions with rank i at head k + 1; its cumulative sum is top-i accuracy."""
-    counts = [np.bincount(column[column >= 0], minlength=trace.candidates) for column in trace.ranks.T.astype(np.int64)]
-    return np.stack(counts) / trace.positions
+    def sample(self, positions: int, piece: int = 4096, seed: int = 0) -> RankTrace:
+        """About so many positions, sequences drawn at random (first cut into pieces, where they are very long)."""
+        if self.positions <= positions:
+            return self
+        cuts = [np.arange(a, b, piece) for a, b in zip(self.starts[:-1], self.starts[1:], strict=True) if b - a > piece]
+        starts = np.unique(np.concatenate([self.starts, *cuts]))
+        owner = np.searchsorted(self.starts, starts[:-1], side="right") - 1
+        pieces = RankTrace(self.ranks, starts, self.held_out[owner], self.candidates)
+        order = np.random.default_rng(seed).permutation(len(starts) - 1)
+        enough = 1 + int(np.searchsorted(np.cumsum(pieces.lengths[order]), positions))
+        keep = np.zeros(len(order), dtype=np.bool_)
+        keep[order[:enough]] = True
+        return pieces.select(keep)
+
+
+def head_accuracy(trace: RankTrace, positions: npt.NDArray[np.int64] | None = None) -> npt.NDArray[np.float64]:
+    """A[k, i], (H, K): the fraction of positions with rank i at head k + 1; its cumulative sum is top-i accuracy.
+
+    Over all positions, or over those given.
+    """
+    ranks = trace.ranks if positions is None else trace.ranks[positions]
+    counts = [np.bincount(column + 1, minlength=trace.candidates + 1)[1:] for column in ranks.T.astype(np.int32)]
+    return np.stack(counts) / len(ranks)
 
 
 def top_k_interval(
-    trace: RankTrace, k: int, resamples: int = 1000, seed: int = 0
+    trace: RankTrace, k: int
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Top-k accuracy of each head with its 95% interval, (H,) each: value, low, high.
-
-    Positions of one sequence are not independent, so whole sequences are resampled (bootstrap).
-    """
-    hits = ((trace.ranks >= 0) & (trace.ranks < k)).astype(np.int64)
-    per_sequence = np.add.reduceat(hits, trace.starts[:-1], axis=0)  # (S, H)
-    lengths = np.diff(trace.starts)
-    weights = resample_weights(len(lengths), resamples, seed)
-    boot = (weights @ per_sequence) / (weights @ lengths)[:, None]
-    low, high = np.percentile(boot, [2.5, 97.5], axis=0)
-    return hits.mean(axis=0), low, high
-
-
-def resample_weights(items: int, resamples: int, seed: int) -> npt.NDArray[np.int64]:
-    """(resamples, items): how often each item is drawn when ``items`` are drawn with replacement."""
-    return np.random.default_rng(seed).multinomial(items, np.full(items, 1 / items), size=resamples)
+    """Top-k accuracy of each head with its 95% interval, (H,) each: value, low, high; whole sequences resampled."""
+    hits = (trace.ranks >= 0) & (trace.ranks < k)
+    per_sequence = np.add.reduceat(hits, trace.starts[:-1], axis=0, dtype=np.int64)
+    low, high = bootstrap(lambda hit, length: hit / length[:, None], per_sequence, trace.lengths, resamples=1000)
+    return per_sequence.sum(axis=0) / trace.positions, low, high

@@ -16,8 +16,8 @@ from medusa_runtime.model import MedusaModel
 from medusa_runtime.tree import CandidateTree
 from medusa_runtime.treefile import Estimate, OperatingPoint
 
+from .bootstrap import rate_ratio, ratio_interval
 from .measure import device_name, synchronize
-from .trace import resample_weights
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def validate(
         acceptance_length=_ratio(np.array([sum(row) for row in rows]), np.array([len(row) for row in rows])),
         step_latency_ms={name: _ratio(1e3 * seconds[name], steps[name]) for name in runs},
         tokens_per_s={name: _ratio(tokens[name], seconds[name]) for name in runs},
-        speedup=_speedup(tokens, seconds),
+        speedup=Estimate(*rate_ratio(tokens["tree"], seconds["tree"], tokens["plain"], seconds["plain"])),
         device=device_name(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
     )
@@ -161,20 +161,7 @@ def _timed(model: MedusaModel, prompts: list[Sequence[int]], tree: CandidateTree
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> Estimate:
     """sum(above) / sum(below) with its 95% bootstrap interval over the entries."""
-    weights = resample_weights(len(above), 2000, seed=0)
-    low, high = np.percentile((weights @ above) / (weights @ below), [2.5, 97.5])
-    return Estimate(float(above.sum() / below.sum()), float(low), float(high))
-
-
-def _speedup(tokens: dict[str, np.ndarray], clocks: dict[str, np.ndarray]) -> Estimate:
-    """Tokens per second with the tree over plain, batches resampled in pairs."""
-    weights = resample_weights(len(clocks["tree"]), 2000, seed=0)
-
-    def ratio(w: np.ndarray) -> np.ndarray:
-        return (w @ tokens["tree"]) / (w @ clocks["tree"]) * (w @ clocks["plain"]) / (w @ tokens["plain"])
-
-    low, high = np.percentile(ratio(weights), [2.5, 97.5])
-    return Estimate(float(ratio(np.ones(len(clocks["tree"])))), float(low), float(high))
+    return Estimate(float(above.sum() / below.sum()), *ratio_interval(above, below))
 
 
 @torch.inference_mode()

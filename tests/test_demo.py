@@ -10,10 +10,10 @@ from transformers import AutoModelForCausalLM
 from medusa_runtime import MedusaModel
 from medusa_runtime.treefile import read_tree
 from medusa_tree.bundled import data_path, resolve_corpus, resolve_model
+from medusa_tree.compare import published_tree
 from medusa_tree.corpus import hold_out, read_corpus, tokenize
 from medusa_tree.profile import profile
 from medusa_tree.replay import replay
-from medusa_tree.report import published_tree
 from medusa_tree.validate import first_difference
 
 PROMPTS, NEW = 64, 128

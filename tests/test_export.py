@@ -8,9 +8,9 @@ from conftest import trees
 from hypothesis import given
 
 from medusa_runtime import CandidateTree, InputError
-from medusa_tree.export import FORMATS, eagle, hydra, medusa, tensorrt_llm, vllm
+from medusa_tree.compare import published_tree
+from medusa_tree.export import FORMATS, eagle, hydra, linear, medusa, sglang, tensorrt_llm, vllm
 from medusa_tree.export import json as plain
-from medusa_tree.report import published_tree
 
 UNIFORM = CandidateTree(((0,), (1,), (0, 0), (0, 1), (1, 0), (1, 1), (0, 0, 0), (0, 1, 0), (1, 0, 0), (1, 1, 0)))
 
@@ -18,9 +18,10 @@ UNIFORM = CandidateTree(((0,), (1,), (0, 0), (0, 1), (1, 0), (1, 1), (0, 0, 0), 
 def test_every_format_takes_the_published_list_or_says_why():
     tree = published_tree("mc_sim_7b_63")
     assert tree.nodes == 63
+    refused = {"vllm": "same number of children", "linear": "63 nodes, 4 deep, is no chain"}
     for name, export in FORMATS.items():
-        if name == "vllm":
-            with pytest.raises(InputError, match="same number of children"):
+        if name in refused:
+            with pytest.raises(InputError, match=refused[name]):
                 export(tree)
         else:
             text, hint = export(tree)
@@ -64,6 +65,14 @@ def test_vllm_takes_uniform_trees_as_a_string_of_tuples():
 def test_vllm_refuses_uneven_levels(paths):
     with pytest.raises(InputError, match="same number of children"):
         vllm.export(CandidateTree(paths))
+
+
+def test_sglang_gets_the_triple_and_linear_the_length():
+    tree = CandidateTree(((0,), (1,), (0, 0), (0, 3), (1, 0)))
+    triple = json.loads(sglang.export(tree)[0])
+    assert triple == {"speculative_num_steps": 2, "speculative_eagle_topk": 4, "speculative_num_draft_tokens": 6}
+    assert json.loads(sglang.export(CandidateTree.chain(3))[0])["speculative_eagle_topk"] == 1
+    assert json.loads(linear.export(CandidateTree.chain(3))[0]) == {"num_speculative_tokens": 3}
 
 
 @given(trees())

@@ -1,4 +1,4 @@
-"""Latency curves and plans on made-up calibrations, where the right answer is known."""
+"""Plans on made-up calibrations, where the right answer is known, and tree.json as it is written and read."""
 
 import json
 import subprocess
@@ -9,12 +9,17 @@ import numpy as np
 import pytest
 from test_search import random_trace
 
-from medusa_runtime import InputError
+from medusa_runtime import CandidateTree, InputError
 from medusa_runtime.treefile import read_tree, write_tree
+from medusa_tree.budget import Budget, parse_budget, parse_memory
 from medusa_tree.bundled import data_path
 from medusa_tree.calibration import Calibration, load_calibration, save_calibration
 from medusa_tree.latency import LatencyGrid, LatencyPoint
-from medusa_tree.plan import Budget, parse_budget, plan
+from medusa_tree.offers import Estimator
+from medusa_tree.plan import plan
+from medusa_tree.roofline import Roofline
+from medusa_tree.search import product_frequencies
+from medusa_tree.shape import ModelShape
 
 
 def grid(cost=lambda n, d: 1e-3 * (10 + 0.1 * n + 0.2 * d), plain=10e-3, sizes=(1, 2, 4, 8, 16, 32), loads=((1, 100),)):
@@ -32,21 +37,13 @@ def calibration(**kwargs):
     return Calibration(random_trace(0, sequences=80, length=50), grid(**kwargs), {"model": {"name": "m"}})
 
 
-def test_the_curve_finds_what_a_head_costs_and_stays_exact_at_the_points():
-    curve = grid().curve(1, 100)
-    assert curve.per_head == pytest.approx(0.2e-3)
-    assert curve.at([0, 1, 8, 12], [0, 1, 3, 2]) == pytest.approx([10e-3, 10.3e-3, 11.4e-3, 11.6e-3])
-
-
-def test_more_nodes_are_never_taken_to_be_faster():
-    noisy = np.random.default_rng(0)
-    curve = grid(cost=lambda n, d: 1e-3 * (10 + 0.01 * n + noisy.normal(0, 0.5))).curve(1, 100)
-    assert (np.diff(curve.at(np.arange(1, 33), 1)) >= -1e-12).all()
+def point(budget, **kwargs):
+    return plan(calibration(), budget, **kwargs).contents.operating_points[0]
 
 
 def test_the_chosen_size_is_the_fastest_of_all():
-    contents, curves = plan(calibration(), Budget())
-    curve, point = curves[(1, 100)], contents.operating_points[0]
+    made = plan(calibration(), Budget())
+    curve, point = made.curves[1, 100], made.contents.operating_points[0]
     assert point.nodes == curve.nodes[curve.chosen] > 0
     # chosen on the fitting sequences, shown on the others: near the best there, too
     assert point.speedup.value >= 0.97 * curve.speedup.max()
@@ -57,7 +54,7 @@ def test_the_chosen_size_is_the_fastest_of_all():
 
 
 def test_where_steps_with_trees_are_dear_plain_decoding_is_chosen():
-    contents, _ = plan(calibration(cost=lambda n, d: 1.0), Budget())
+    contents = plan(calibration(cost=lambda n, d: 1.0), Budget()).contents
     point = contents.operating_points[0]
     assert (point.nodes, point.depth) == (0, 0)
     assert point.speedup.value == 1.0
@@ -65,17 +62,17 @@ def test_where_steps_with_trees_are_dear_plain_decoding_is_chosen():
 
 
 def test_budgets_hold():
-    free = plan(calibration(), Budget())[0].operating_points[0]
-    tight = plan(calibration(), Budget(ratio=1.04))[0].operating_points[0]
+    free = point(Budget())
+    tight = point(Budget(ratio=1.04))
     assert tight.step_latency_ms.value <= 10.4 < free.step_latency_ms.value
-    assert plan(calibration(), Budget(seconds=10.35e-3))[0].operating_points[0].step_latency_ms.value <= 10.35
-    assert plan(calibration(), Budget(max_nodes=3))[0].operating_points[0].nodes <= 3
-    assert plan(calibration(), Budget(max_depth=1))[0].operating_points[0].depth == 1
+    assert point(Budget(seconds=10.35e-3)).step_latency_ms.value <= 10.35
+    assert point(Budget(max_nodes=3)).nodes <= 3
+    assert point(Budget(max_depth=1)).depth == 1
 
 
 def test_beyond_a_budget_the_curve_is_shown_but_not_chosen():
-    free = plan(calibration(), Budget())[1][(1, 100)]
-    tight = plan(calibration(), Budget(ratio=1.04))[1][(1, 100)]
+    free = plan(calibration(), Budget()).curves[1, 100]
+    tight = plan(calibration(), Budget(ratio=1.04)).curves[1, 100]
     beyond = tight.seconds > 10.4e-3
     assert beyond.any()
     assert not beyond[tight.chosen]
@@ -83,12 +80,156 @@ def test_beyond_a_budget_the_curve_is_shown_but_not_chosen():
 
 
 def test_one_file_serves_several_batches():
-    contents, _ = plan(calibration(loads=((1, 100), (8, 100))), Budget())
+    contents = plan(calibration(loads=((1, 100), (8, 100))), Budget()).contents
     assert [p.batch for p in contents.operating_points] == [1, 8]
     assert contents.point(8).batch == contents.point(6).batch == 8
     for point in contents.operating_points:
         tree = contents.tree(point.batch)
         assert (tree.nodes, tree.depth) == (point.nodes, point.depth)
+
+
+def test_all_points_are_prefixes_of_one_order_and_a_nearer_load_is_found():
+    contents = plan(calibration(loads=[(b, c) for b in (1, 4, 16) for c in (100, 1000)]), Budget()).contents
+    whole = CandidateTree(contents.paths)
+    for p in contents.operating_points:
+        assert p.own is None or p.why_own
+        if p.own is None:
+            assert contents.tree_of(p) == whole.cut(p.nodes, p.depth)
+    assert (contents.path_frequency == np.sort(contents.path_frequency)[::-1]).all()
+    assert [contents.point(b).batch for b in (1, 2, 3, 8, 9, 1000)] == [1, 4, 4, 16, 16, 16]
+    assert [contents.point(4, c).context for c in (1, 300, 400, 10**6)] == [100, 100, 1000, 1000]
+
+
+def test_the_batch_from_which_plain_decoding_wins_is_named():
+    loads = [(b, 100) for b in (1, 2, 4, 8, 16, 32)]
+    made = plan(calibration(loads=loads), Budget())
+    nodes = {p.batch: p.nodes for p in made.contents.operating_points}
+    assert nodes[1] > 0 == nodes[32]
+    assert made.plain_from == {100: min(b for b in nodes if not any(nodes[c] for c in nodes if c >= b))}
+    assert plan(calibration(), Budget()).plain_from == {100: None}
+
+
+def modelled(**kwargs):
+    shape = ModelShape(32, 4096, 32, 8, 128, 32000, 6_500_000_000, 131_000_000, 148_000_000, heads=3)
+    return Calibration(random_trace(0, sequences=80, length=50), Roofline("a sheet", shape, **kwargs), {}, shape)
+
+
+def test_on_a_device_model_the_batch_is_found_beyond_those_planned():
+    made = plan(modelled(bandwidth=3e12, flops=4e14), Budget(), [(1, 512), (8, 512)])
+    batch = made.plain_from[512]
+    assert 8 < batch < 1000
+    below, at = (
+        plan(modelled(bandwidth=3e12, flops=4e14), Budget(), [(b, 512)]).contents.operating_points[0].nodes
+        for b in (batch - 1, batch)
+    )
+    assert below > 0 == at
+    assert {p.latency for p in made.contents.operating_points} == {"modelled"}
+    assert made.contents.provenance["modelled"]["bandwidth"] == 3e12
+    assert Roofline.from_json(made.contents.provenance["modelled"]) == modelled(bandwidth=3e12, flops=4e14).latency
+
+
+def test_more_batch_never_wants_more_nodes_on_a_device_model():
+    made = plan(modelled(bandwidth=3e12, flops=4e14), Budget(), [(b, 512) for b in (1, 2, 4, 8, 16, 32, 64)])
+    nodes = [p.nodes for p in made.contents.operating_points]
+    assert nodes == sorted(nodes, reverse=True)
+    assert nodes[0] > nodes[-1]
+
+
+def test_memory_bounds_the_tree_the_batch_and_says_what_is_nearest():
+    calibrated = modelled(bandwidth=3e12, flops=4e14)
+    weights = 2 * calibrated.shape.parameters
+    token = 2 * calibrated.shape.kv_values
+    small = weights + 530 * token + 12 * 4 * 32000
+    made = plan(calibrated, Budget(memory=small), [(1, 512), (64, 512)])
+    (only,) = made.contents.operating_points
+    assert only.batch == 1
+    assert only.limit == "memory"
+    assert calibrated.memory.at(only.nodes, (1, 512)) <= small
+    assert "memory binds" in made.infeasible[64, 512]
+    assert "nearest feasible: batch 1 at this context" in made.infeasible[64, 512]
+    with pytest.raises(InputError, match=r"the weights alone hold 14\.\d+ GB; nothing is feasible"):
+        plan(calibrated, Budget(memory=weights / 2), [(1, 512)])
+    with pytest.raises(InputError, match="batch 1 at context "):
+        plan(calibrated, Budget(memory=small), [(1, 5120)])
+    with pytest.raises(InputError, match="calibrate again"):
+        plan(calibration(), Budget(memory=1e9))
+
+
+@pytest.mark.parametrize(
+    ("budget", "limit"),
+    [
+        (Budget(), ""), (Budget(ratio=1.04), "latency"), (Budget(max_nodes=2), "nodes"), (Budget(max_depth=1), "depth"),
+        (Budget(ratio=1.04, max_nodes=2), "latency, nodes"), (Budget(ratio=1.001), "latency"), (Budget(ratio=9), ""),
+    ],
+)  # fmt: skip
+def test_the_bound_that_binds_is_named(budget, limit):
+    assert point(budget).limit == limit
+
+
+def test_where_no_tree_is_within_the_budget_plain_decoding_is_left():
+    assert point(Budget(ratio=1.001)).nodes == 0
+
+
+def test_the_largest_size_known_is_named_as_a_bound():
+    assert (
+        plan(calibration(cost=lambda n, d: 0.0101, sizes=(1, 2, 4, 8)), Budget()).contents.operating_points[0].limit
+        == "largest size known"
+    )
+
+
+@pytest.mark.parametrize("estimator", ["visited", "joint", "product"])
+def test_estimators_and_swaps_end_near_one_another(estimator):
+    best = point(Budget()).speedup.value
+    made = plan(calibration(), Budget(), estimator=estimator, swaps=True).contents
+    assert made.provenance["estimator"]["name"] == estimator
+    assert made.operating_points[0].speedup.value > 0.97 * best
+    with pytest.raises(InputError, match="estimators: visited, joint, product"):
+        plan(calibration(), Budget(), estimator="guess")
+
+
+def test_a_tree_of_its_own_is_told_and_survives_its_file(tmp_path, monkeypatch):
+    """Where the tree for its own visits is better by far, the point takes it and says why."""
+    better = CandidateTree(((0,), (1,), (0, 0), (0, 1), (0, 0, 0)))
+    backwards = product_frequencies(np.full((3, 4), [0.1, 0.2, 0.3, 0.35]))
+    worse = Estimator("visited", 10.0, backwards)
+    monkeypatch.setattr("medusa_tree.plan.estimate", lambda trace, name: worse)
+    monkeypatch.setattr("medusa_tree.plan.visited_tree", lambda trace, nodes, kappa, depth: better.cut(nodes, depth))
+    made = plan(calibration(), Budget(max_nodes=3)).contents
+    p = made.operating_points[0]
+    assert "more on the fitting sequences" in p.why_own
+    assert set(made.tree_of(p).paths) == set(better.cut(p.nodes, p.depth).paths)
+    write_tree(tmp_path / "tree.json", made)
+    assert read_tree(tmp_path / "tree.json").tree(1).paths == made.tree(1).paths
+
+
+def test_an_engine_plan_survives_its_file_and_its_schema(tmp_path):
+    contents = plan(calibration(loads=((1, 100), (8, 100))), Budget(), engine="vllm").contents
+    write_tree(tmp_path / "tree.json", contents)
+    assert read_tree(tmp_path / "tree.json") == contents
+    jsonschema.validate(
+        json.loads((tmp_path / "tree.json").read_text()), json.loads(data_path("tree.schema.json").read_text())
+    )
+
+
+def test_a_newer_minor_version_with_fields_unknown_here_is_read(tmp_path):
+    write_tree(tmp_path / "tree.json", plan(calibration(), Budget()).contents)
+    data = json.loads((tmp_path / "tree.json").read_text())
+    data["version"], data["operating_points"][0]["colour"] = "1.9", "green"
+    (tmp_path / "tree.json").write_text(json.dumps(data))
+    assert read_tree(tmp_path / "tree.json").tree(1).nodes > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [(None, None), ("24GB", 24e9), ("1.5 GiB", 1.5 * 2**30), ("2TB", 2e12), ("512MB", 512e6)]
+)
+def test_memory_forms(text, value):
+    assert parse_memory(text) == value
+
+
+@pytest.mark.parametrize("text", ["24", "GB", "-1GB", "0GB", "24 gigabytes", "24kB"])
+def test_memory_nonsense(text):
+    with pytest.raises(InputError, match="--max-memory"):
+        parse_memory(text)
 
 
 @pytest.mark.parametrize(
@@ -115,27 +256,12 @@ def test_budget_nonsense(text):
     ("budget", "words"),
     [
         (Budget(seconds=1e-3), "plain decoding alone takes 10 ms"),
-        (Budget(max_nodes=64), "measured up to 32"),
-        (Budget(max_nodes=0), "at least 1"),
+        (Budget(max_nodes=64), "known up to 32"),
     ],
 )
 def test_what_cannot_be_met_is_refused(budget, words):
     with pytest.raises(InputError, match=words):
         plan(calibration(), budget)
-
-
-@pytest.mark.parametrize(
-    ("points", "words"),
-    [
-        ([(0, 0, float("nan"))], "is no latency"),
-        ([(0, 0, 1.0), (1, 1, -1.0)], "is no latency"),
-        ([(1, 1, 1.0)], "needs plain decoding"),
-        ([(0, 0, 1.0)], "at least one tree"),
-    ],
-)
-def test_bad_grids_are_named(points, words):
-    with pytest.raises(InputError, match=words):
-        LatencyGrid(tuple(LatencyPoint(n, d, 1, 1, t, t, t) for n, d, t in points), "x", "y")
 
 
 def test_a_calibration_survives_its_file(tmp_path):
@@ -144,12 +270,12 @@ def test_a_calibration_survives_its_file(tmp_path):
     read = load_calibration(tmp_path / "c.npz")
     assert np.array_equal(read.trace.ranks, made.trace.ranks)
     assert read.latency == made.latency
-    assert plan(read, Budget())[0] == plan(made, Budget())[0]
+    assert plan(read, Budget()).contents == plan(made, Budget()).contents
     assert [p.name for p in tmp_path.iterdir()] == ["c.npz"]
 
 
 def test_a_tree_file_survives_and_meets_its_schema(tmp_path):
-    contents, _ = plan(calibration(), Budget())
+    contents = plan(calibration(), Budget()).contents
     write_tree(tmp_path / "tree.json", contents)
     assert read_tree(tmp_path / "tree.json") == contents
     schema = json.loads(data_path("tree.schema.json").read_text())
@@ -185,11 +311,15 @@ def drop_parent(data):
         (lambda d: d["operating_points"][0].pop("nodes"), '"operating_points", entry 0'),
         (lambda d: d["operating_points"][0].update(nodes=10**6), "but the file has"),
         (lambda d: d["path_frequency"].pop(), '"path_frequency" must be a list'),
+        (lambda d: d["operating_points"][0].update(own=[0, 0]), '"own" must be'),
+        (lambda d: d["operating_points"][0].update(own=[-1]), '"own" must be'),
+        (lambda d: d["operating_points"][0].update(own=3), "entry 0"),
+        (lambda d: d["operating_points"][0].update(batch=0), '"batch" is 0'),
     ],
 )
 def test_bad_tree_files_are_named(tmp_path, change, words):
     path = tmp_path / "tree.json"
-    write_tree(path, plan(calibration(), Budget())[0])
+    write_tree(path, plan(calibration(), Budget()).contents)
     data = json.loads(path.read_text())
     change(data)
     path.write_text(json.dumps(data))
@@ -200,7 +330,7 @@ def test_bad_tree_files_are_named(tmp_path, change, words):
 
 def test_a_tree_too_deep_for_its_heads_is_named(tmp_path):
     path = tmp_path / "tree.json"
-    write_tree(path, plan(calibration(), Budget())[0])
+    write_tree(path, plan(calibration(), Budget()).contents)
     data = json.loads(path.read_text())
     data.update(paths=[[0], [0, 0], [0, 0, 0], [0, 0, 0, 0]], path_frequency=[1, 1, 1, 1])
     path.write_text(json.dumps(data))

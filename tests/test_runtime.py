@@ -253,3 +253,26 @@ def test_without_heads_there_is_plain_decoding_only():
     assert len(model.generate([[3, 4]], max_new_tokens=4).tokens[0]) == 4
     with pytest.raises(InputError, match="bare has 0 Medusa head"):
         model.generate([[3, 4]], tree=CandidateTree.chain(1), max_new_tokens=4)
+
+
+def test_of_a_whole_tree_file_the_point_for_the_batch_is_run():
+    """Batch 1 gets a tree, batch 16 none; both texts are the plain one."""
+    from test_plan import calibration
+
+    from medusa_tree.budget import Budget
+    from medusa_tree.plan import plan
+
+    contents = plan(calibration(loads=((1, 20), (16, 20))), Budget()).contents
+    sizes = [contents.tree(b).nodes for b in (1, 16)]
+    assert sizes[0] != sizes[1]
+    base = tiny_base("llama")
+    model = MedusaModel(base, tiny_heads(base))
+    for batch, nodes in zip((1, 16), sizes, strict=True):
+        prompts = [[5 + i, 6, 7] for i in range(batch)]
+        assert contents.tree(batch, 15).nodes == nodes
+        with_file, with_tree = (
+            model.generate(prompts, tree=t, max_new_tokens=24, eos_token_id=[])
+            for t in (contents, contents.tree(batch))
+        )
+        assert with_file == with_tree
+        assert with_file.tokens == model.generate(prompts, max_new_tokens=24, eos_token_id=[]).tokens

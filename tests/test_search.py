@@ -27,7 +27,8 @@ def best_by_brute_force(frequency, size):
 
 def random_trace(seed, sequences=12, length=30, heads=3, candidates=4, correlated=True):
     rng = np.random.default_rng(seed)
-    ranks = rng.choice([-1, *range(candidates)], p=[0.3, 0.4, 0.15, 0.1, 0.05], size=(sequences * length, heads))
+    p = np.array([0.3, 0.4, 0.15, 0.1, 0.05][: candidates + 1])
+    ranks = rng.choice([-1, *range(candidates)], p=p / p.sum(), size=(sequences * length, heads))
     if correlated:  # where head 1 errs, the others err too
         ranks[ranks[:, 0] != 0, 1:] = -1
     sequence_rows = np.split(ranks.astype(np.int16), sequences)

@@ -8,10 +8,12 @@ from medusa_runtime.errors import InputError
 from medusa_tree import __version__
 
 from .calibrate import calibrate
+from .compare import compare
 from .export import export
 from .generate import generate
 from .plan import plan
 from .show import show
+from .trace import trace
 from .validate import validate
 
 
@@ -37,5 +39,5 @@ def main() -> None:
     """
 
 
-for command in (calibrate, plan, validate, show, export, generate):
+for command in (calibrate, plan, validate, compare, show, export, generate, trace):
     main.add_command(command)

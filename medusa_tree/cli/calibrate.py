@@ -33,7 +33,10 @@ from .common import FILE, budget_options, check_output, device_options, load_mod
     help="Batch to plan for; repeat for several.",
 )
 @click.option(
-    "--context", type=click.IntRange(min=1), help="Tokens in the cache when timing.  [default: the prompts' own middle]"
+    "--context",
+    type=click.IntRange(min=1),
+    multiple=True,
+    help="Tokens in the cache when timing; repeat for several.  [default: the prompts' own middle]",
 )
 @click.option("--candidates", type=click.IntRange(min=1), default=10, show_default=True, help="Ranks kept a head.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Draws the held-out prompts.")
@@ -44,7 +47,7 @@ from .common import FILE, budget_options, check_output, device_options, load_mod
 )
 def calibrate(
     model: str, heads: str | None, corpus: str, prompts: int | None, max_new_tokens: int, held_out: float, budget: str | None, max_depth: int | None,
-    max_nodes: int, batch: tuple[int, ...], context: int | None, candidates: int, seed: int, device: str | None, dtype: str | None,
+    max_nodes: int, batch: tuple[int, ...], context: tuple[int, ...], candidates: int, seed: int, device: str | None, dtype: str | None,
     trust_remote_code: bool, as_json: bool, output: Path,
 ) -> None:  # fmt: skip
     """Measure MODEL's heads on its own output and the step latency of this device, and plan the tree.
@@ -52,10 +55,11 @@ def calibrate(
     Writes the tree, beside it the calibration (tree.calibration.npz, for 'plan') and a plot (tree.png).
     """
     from medusa_runtime.errors import InputError
+    from medusa_tree.budget import Budget, parse_budget
     from medusa_tree.bundled import resolve_corpus
     from medusa_tree.calibration import Calibration, calibration_path, save_calibration
     from medusa_tree.corpus import hold_out, read_corpus, tokenize
-    from medusa_tree.plan import Budget, parse_budget
+    from medusa_tree.plan import plan
 
     from .finish import finish_plan
 
@@ -69,19 +73,22 @@ def calibrate(
         )
 
     loaded = load_model(model, heads, device, dtype, trust_remote_code)
-    from medusa_tree.measure import measure
+    from medusa_tree.measure import ROUNDS, measure, shape_of
     from medusa_tree.profile import profile
     from medusa_tree.provenance import provenance
 
-    places, largest, rounds = loaded.max_context or 1 << 30, max(64, max_nodes), 24
+    places, largest, rounds = loaded.max_context or 1 << 30, max(64, max_nodes), ROUNDS
     rows = tokenize(texts, loaded.tokenizer, max(1, places - max_new_tokens - loaded.num_heads))
     middle = sorted(map(len, rows))[len(rows) // 2] + max_new_tokens // 2
     room = max(1, places - largest - 1)
-    if context and context > room:
-        raise InputError(f"--context {context}: with a tree of {largest} nodes {model} has room for {room}; give less")
+    if context and max(context) > room:
+        raise InputError(
+            f"--context {max(context)}: with a tree of {largest} nodes {model} has room for {room}; give less"
+        )
+    contexts = context or (min(middle, room),)
     with progress_bars() as bars:
         profiling = bars.add_task("Profiling heads (prompts)", total=len(rows))
-        timing = bars.add_task("Timing steps (rounds)", total=rounds * len(batch), start=False)
+        timing = bars.add_task("Timing steps (rounds)", total=rounds * len(batch) * len(contexts), start=False)
         trace = profile(loaded, rows, held, max_new_tokens, candidates, progress=lambda n: bars.advance(profiling, n))
         bars.start_task(timing)
         latency = measure(
@@ -89,7 +96,7 @@ def calibrate(
             largest,
             candidates,
             batch,
-            (context or min(middle, room),),
+            contexts,
             rounds,
             seed,
             lambda n: bars.advance(timing, n),
@@ -97,7 +104,8 @@ def calibrate(
     record = provenance(
         loaded, model, heads, corpus, texts, held_out=held_out, seed=seed, max_new_tokens=max_new_tokens
     )
-    calibration = Calibration(trace, latency, record)
+    calibration = Calibration(trace, latency, record, shape_of(loaded))
     save_calibration(calibration_path(output), calibration)
     stderr().print(f"Wrote {calibration_path(output)}: plan again from it under another budget, in a second.")
-    finish_plan(calibration, Budget(ratio, seconds, max_nodes, max_depth), output, as_json)
+    found = plan(calibration, Budget(ratio, seconds, max_nodes, max_depth))
+    finish_plan(calibration, found, output, as_json)

@@ -1,4 +1,4 @@
-"""The end of calibrate and plan: plan, write tree.json and its plot, print the tables."""
+"""The end of calibrate and plan: write tree.json and its plot, print the tables."""
 
 from __future__ import annotations
 
@@ -7,30 +7,45 @@ from pathlib import Path
 
 from medusa_runtime.treefile import write_tree
 from medusa_tree.calibration import Calibration
-from medusa_tree.plan import Budget, plan
-from medusa_tree.report import accuracy_table, comparison, comparison_table, plan_plot, summary
+from medusa_tree.plan import Plan
+from medusa_tree.plots import plan_plot
+from medusa_tree.report import (
+    accuracy_table,
+    comparison,
+    comparison_table,
+    notes,
+    points_table,
+    roofline_beside,
+    roofline_line,
+    summary,
+)
 
 from .common import stderr, stdout
 
 
-def finish_plan(calibration: Calibration, budget: Budget, output: Path, as_json: bool) -> None:
-    """Plan under the budget, write, print what was chosen beside what people use, and say what to do next."""
-    contents, curves = plan(calibration, budget)
-    rows = {point: comparison(calibration, contents, point) for point in contents.operating_points}
+def finish_plan(calibration: Calibration, plan: Plan, output: Path, as_json: bool) -> None:
+    """Write, print what was chosen beside what people use, and say what to do next."""
+    points = plan.contents.operating_points
+    rows = {(p.batch, p.context): comparison(calibration, plan, p) for p in points[: 1 if len(points) > 2 else None]}
     picture = output.with_suffix(".png")
-    plan_plot(calibration, contents, curves, rows, picture)
-    write_tree(output, contents)
+    plan_plot(calibration, plan.curves, rows, picture)
+    write_tree(output, plan.contents)
     if as_json:
-        print(json.dumps(summary(calibration, contents, rows), indent=2))
+        print(json.dumps(summary(calibration, plan, rows), indent=2))
         return
     console = stdout()
-    console.print(accuracy_table(calibration))
-    for point, compared in rows.items():
-        console.print(comparison_table(calibration, point, compared))
-        if point.nodes == 0:
-            console.print(
-                f"[yellow]At batch {point.batch} no tree beats plain decoding here; tree.json says so, with 0 nodes.[/yellow]"
-            )
+    latency = calibration.latency
+    device = f"{latency.device}, {latency.dtype}" + (", modelled" if latency.kind == "modelled" else "")
+    console.print(accuracy_table(calibration.trace))
+    for compared in rows.values():
+        console.print(comparison_table(compared, device, bold=compared[-1].name))
+    if len(points) > 1:
+        console.print(points_table(plan.contents, device))
+    for line in notes(calibration, plan):
+        console.print(f"[yellow]{line}[/yellow]")
+    if (fitted := roofline_beside(latency, calibration.shape)) is not None:
+        console.print(f"[dim]{roofline_line(fitted[1])}[/dim]")
+    modelled = f", with {latency.kind} latency" if latency.kind == "modelled" else ""
     stderr().print(
-        f"Wrote {output} and {picture}.\nNext: medusa-tree validate {output}   or   medusa-tree export {output}"
+        f"Wrote {output} and {picture}{modelled}.\nNext: medusa-tree validate {output}   or   medusa-tree report {output}   or   medusa-tree export {output}"
     )

@@ -22,7 +22,8 @@ def show(tree: Path, batch: int, png: Path | None, as_json: bool) -> None:
     from dataclasses import asdict
 
     from medusa_runtime.treefile import read_tree
-    from medusa_tree.report import path_frequencies, terminal_tree, tree_plot
+    from medusa_tree.plots import tree_plot
+    from medusa_tree.report import path_frequencies, terminal_tree
 
     contents = read_tree(tree)
     point, chosen = contents.point(batch), contents.tree(batch)

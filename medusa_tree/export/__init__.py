@@ -12,12 +12,14 @@ from medusa_runtime.errors import InputError
 from medusa_runtime.tree import CandidateTree
 from medusa_runtime.treefile import TreeFile
 
-from . import eagle, hydra, json, medusa, tensorrt_llm, vllm
+from . import eagle, hydra, json, linear, medusa, sglang, tensorrt_llm, vllm
 
 FORMATS: dict[str, Callable[[CandidateTree], tuple[str, str]]] = {
     "medusa": medusa.export,
     "tensorrt-llm": tensorrt_llm.export,
     "vllm": vllm.export,
+    "sglang": sglang.export,
+    "linear": linear.export,
     "eagle": eagle.export,
     "hydra": hydra.export,
     "json": json.export,

@@ -1,0 +1,32 @@
+"""medusa-tree trace: check a rank trace and say what is in it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from .common import FILE, stderr, stdout
+
+
+@click.command()
+@click.argument("file", type=FILE)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def trace(file: Path, as_json: bool) -> None:
+    """Check FILE, a rank trace (.npz or .jsonl) of any drafter, and print each head's accuracy; a bad row is named."""
+    from medusa_tree.report import accuracy_json, accuracy_table
+    from medusa_tree.tracefile import read_trace
+
+    read = read_trace(file)
+    if as_json:
+        print(json.dumps({
+            "positions": read.positions, "sequences": len(read.lengths), "held_out": int(read.held_out.sum()), "heads": read.heads,
+            "candidates": read.candidates, "head_accuracy": accuracy_json(read),
+        }, indent=2))  # fmt: skip
+        return
+    stdout().print(accuracy_table(read))
+    stderr().print(
+        f"{file} is a good trace: {read.heads} heads, {read.candidates} candidates, {int(read.held_out.sum())} sequences held out.\n"
+        f"Next: medusa-tree plan {file} --device-model h100-sxm --config config.json"
+    )

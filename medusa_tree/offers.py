@@ -1,0 +1,116 @@
+"""Offers: the trees that a plan chooses from, each replayed on fitting and on held-out sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from medusa_runtime.errors import InputError
+from medusa_runtime.tree import CandidateTree, Path
+
+from .engines import engine as find_engine
+from .refine import visited_tree
+from .replay import replay_lengths, replay_prefixes, visited_by
+from .search import ENOUGH, Expand, choose_kappa, joint_frequencies, order_for_every_depth, product_frequencies
+from .trace import RankTrace, head_accuracy
+
+ESTIMATORS = ("visited", "joint", "product")
+REFERENCE = 64  # nodes of the tree whose visits weigh the positions; benchmarks/estimators.py says what that costs
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """Path frequencies as estimated: ``expand`` for any path, and by which rule."""
+
+    name: str
+    kappa: float
+    expand: Expand
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "kappa": None if np.isinf(self.kappa) else self.kappa}
+
+    def frequency(self, path: Path) -> float:
+        return float(self.expand(path[:-1])[path[-1]])
+
+
+def estimate(trace: RankTrace, name: str = "visited") -> Estimator:
+    """Fit path frequencies: over the positions that a tree of REFERENCE nodes visits, or over all positions, counted
+    jointly or as a product of accuracies.
+
+    Raises:
+        InputError: another name.
+    """
+    if name not in ESTIMATORS:
+        raise InputError(f"--estimator {name!r} is not known; estimators: {', '.join(ESTIMATORS)}")
+    if name == "product":
+        return Estimator(name, np.inf, product_frequencies(head_accuracy(trace)))
+    kappa = choose_kappa(trace)
+    if name == "joint":
+        return Estimator(name, kappa, joint_frequencies(trace, kappa))
+    reference = visited_tree(trace.sample(ENOUGH), REFERENCE, kappa)
+    return Estimator(name, kappa, joint_frequencies(trace, kappa, visited_by(reference, trace)))
+
+
+@dataclass(frozen=True)
+class Offers:
+    """T trees to choose from, arrays (T,): nodes; depth; acceptance length replayed on the fitting sequences and on
+    the held-out ones. ``tree(i)`` makes the i-th, ``settings(i)`` is how an engine is told to run it."""
+
+    nodes: npt.NDArray[np.int64]
+    depth: npt.NDArray[np.int64]
+    fitted: npt.NDArray[np.float64]
+    seen: npt.NDArray[np.float64]
+    tree: Callable[[int], CandidateTree]
+    settings: Callable[[int], dict[str, Any]] = field(default=lambda i: {})
+
+
+def ladder(most: int, also: npt.ArrayLike = ()) -> npt.NDArray[np.int64]:
+    """Sizes to try, up to ``most``: all up to 16, then every tenth part more, the sizes at which N + 1 rows fill a tile,
+    the one behind, and those given."""
+    steps = np.round(16 * 1.1 ** np.arange(0, 80)).astype(np.int64)
+    tiles = 16 << np.arange(16)
+    sizes = np.unique(
+        np.concatenate([np.arange(1, 17), steps, tiles - 1, tiles, [most], np.asarray(also, dtype=np.int64)])
+    )
+    return sizes[(sizes >= 1) & (sizes <= most)]
+
+
+def free_offers(
+    order: CandidateTree, fit: RankTrace, held: RankTrace, sizes: npt.NDArray[np.int64], depths: int
+) -> Offers:
+    """The prefixes of one order at every depth."""
+    fit, held = fit.sample(ENOUGH), held.sample(ENOUGH)
+    cuts = {d: order.cut(int(sizes[-1]), d) for d in range(1, depths + 1)}
+    columns: list[list[npt.NDArray[Any]]] = []
+    for d, cut in cuts.items():
+        here = sizes[sizes <= cut.nodes]
+        reached = np.maximum.accumulate(cut.depths)[here]
+        here, reached = here[reached == d], reached[reached == d]  # a shallower prefix stands under its own depth
+        if len(here):
+            columns.append([here, reached, replay_prefixes(cut, fit, here), replay_prefixes(cut, held, here)])
+    nodes, depth, fitted, seen = (np.concatenate(c) for c in zip(*columns, strict=True))
+    return Offers(nodes, depth, fitted, seen, lambda i: cuts[int(depth[i])].cut(int(nodes[i])))
+
+
+def engine_offers(
+    name: str, estimator: Estimator, fit: RankTrace, held: RankTrace, sizes: npt.NDArray[np.int64], depths: int
+) -> Offers:
+    """The best trees within what an engine accepts."""
+    fit, held = fit.sample(ENOUGH), held.sample(ENOUGH)
+    made = find_engine(name).trees(estimator.expand, fit, sizes.tolist(), depths)
+    trees = [m.tree for m in made]
+
+    def lengths(trace: RankTrace) -> npt.NDArray[np.float64]:
+        return replay_lengths(np.stack([trace.table.accepted(t) for t in trees], axis=1), trace)
+
+    nodes, depth = np.array([t.nodes for t in trees]), np.array([t.depth for t in trees])
+    return Offers(nodes, depth, lengths(fit), lengths(held), trees.__getitem__, lambda i: made[i].settings)
+
+
+def full_order(estimator: Estimator, most: int, depths: int) -> CandidateTree:
+    """One order whose cuts are the best trees of every size up to ``most`` and every depth."""
+    return CandidateTree(order_for_every_depth(estimator.expand, most, depths)[0])

@@ -1,0 +1,116 @@
+"""Rank traces from elsewhere: both formats say the same, and a bad row is named."""
+
+import json
+
+import numpy as np
+import pytest
+from test_search import random_trace
+
+from medusa_runtime import InputError
+from medusa_tree.tracefile import read_trace
+
+
+def write_npz(path, trace, **changes):
+    arrays = {
+        "ranks": trace.ranks,
+        "starts": trace.starts,
+        "held_out": trace.held_out,
+        "candidates": np.array(trace.candidates),
+    }
+    arrays |= changes
+    np.savez(path, **{k: v for k, v in arrays.items() if v is not None})
+    return path
+
+
+def lines(trace):
+    return [{"ranks": s.tolist(), "held_out": bool(h)} for s, h in zip(trace.sequences(), trace.held_out, strict=True)]
+
+
+def write_lines(path, rows):
+    path.write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in rows))
+    return path
+
+
+def test_both_formats_say_the_same(tmp_path):
+    trace = random_trace(0)
+    for read in (
+        read_trace(write_npz(tmp_path / "t.npz", trace)),
+        read_trace(write_lines(tmp_path / "t.jsonl", lines(trace))),
+    ):
+        assert np.array_equal(read.ranks, trace.ranks)
+        assert np.array_equal(read.starts, trace.starts)
+        assert np.array_equal(read.held_out, trace.held_out)
+        assert read.candidates == trace.candidates
+
+
+def test_without_a_split_a_quarter_is_held_out(tmp_path):
+    trace = random_trace(0, sequences=40)
+    read = read_trace(write_npz(tmp_path / "t.npz", trace, held_out=None, candidates=None))
+    assert read.held_out.sum() == 10
+    assert read.candidates == trace.ranks.max() + 1
+    assert np.array_equal(read.held_out, read_trace(tmp_path / "t.npz").held_out), "drawn by the seed alone"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"starts": None}, 'array "starts" is missing: where sequences begin'),
+        ({"ranks": None}, 'array "ranks" is missing'),
+        ({"ranks": np.zeros((360, 3))}, 'array "ranks" is float64'),
+        ({"ranks": np.zeros(360, dtype=np.int16)}, 'array "ranks" is int16 of shape'),
+        ({"ranks": np.zeros((0, 3), dtype=np.int16)}, "must be whole numbers of shape"),
+        ({"candidates": np.array(3)}, r"position \d+, head \d has rank 3; ranks are 0..2"),
+        ({"starts": np.arange(5.0)}, 'array "starts" is float64'),
+        ({"starts": np.array([0, 20, 10, 360])}, "starts must rise from 0 to 360"),
+        ({"held_out": np.zeros(3, dtype=bool)}, "held_out has shape"),
+    ],
+)
+def test_bad_arrays_are_named(tmp_path, changes, words):
+    path = write_npz(tmp_path / "t.npz", random_trace(0), **changes)
+    with pytest.raises(InputError, match=words) as caught:
+        read_trace(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("at", "row", "words"),
+    [
+        (2, "not json", "line 3: not JSON"),
+        (2, {"rank": []}, 'line 3: has no list "ranks"'),
+        (2, {"ranks": [[0, 0, 0], [0, 0]], "held_out": True}, "line 3, row 1: 2 ranks where others have 3"),
+        (2, {"ranks": [[0, 0, 0.5]], "held_out": True}, "line 3, row 0: .* is not a list of whole numbers"),
+        (2, {"ranks": [[0, -2, 0]], "held_out": True}, "line 3, row 0: .* ranks count from 0"),
+        (2, {"ranks": [[0, 0, None]], "held_out": True}, "line 3, row 0"),
+        (2, {"ranks": [[0, 0, 0]]}, 'line 3: "held_out" must be'),
+        (2, {"ranks": [[0, 0, 0]], "held_out": "yes"}, 'line 3: "held_out" must be'),
+        (0, {"ranks": [[]], "held_out": True}, "line 1, row 0"),
+    ],
+)
+def test_bad_lines_are_named_with_their_row(tmp_path, at, row, words):
+    rows = lines(random_trace(0))
+    rows[at] = row
+    path = write_lines(tmp_path / "t.jsonl", rows)
+    with pytest.raises(InputError, match=words) as caught:
+        read_trace(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("t.csv", b"1", "an .npz or a .jsonl"), ("t.npz", b"PK\x03\x04 cut", "not a calibration or rank trace"), ("t.npz", b"", "not a calibration"),
+        ("t.jsonl", b"\n\n", "no sequence in it"),
+    ],
+)  # fmt: skip
+def test_what_is_no_trace_is_named(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=words):
+        read_trace(tmp_path / name)
+    with pytest.raises(InputError, match=r"cannot be read|an \.npz or a \.jsonl"):
+        read_trace(tmp_path / "none" / name)
+
+
+def test_pickled_arrays_are_not_opened(tmp_path):
+    np.savez(tmp_path / "t.npz", ranks=np.array([{"a": 1}], dtype=object), starts=np.array([0, 1]))
+    with pytest.raises(InputError, match="not a calibration or rank trace"):
+        read_trace(tmp_path / "t.npz")
