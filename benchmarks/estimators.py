@@ -16,11 +16,12 @@ from record import keep
 from sequoia import sequoia_tree
 
 from medusa_runtime.tree import CandidateTree
-from medusa_tree.calibration import load_calibration
+from medusa_tree.offers import estimate
 from medusa_tree.refine import swap_nodes, visited_tree
 from medusa_tree.replay import Replay, replay
 from medusa_tree.search import choose_kappa, greedy_order, joint_frequencies, product_frequencies
 from medusa_tree.trace import RankTrace, head_accuracy
+from medusa_tree.tracefile import read_trace
 
 FOLDS = 4
 Fitted = tuple[CandidateTree, float]  # and the acceptance length that its own estimator predicts
@@ -47,6 +48,13 @@ def swapped(fit: RankTrace, nodes: int) -> Fitted:
     return tree, replay(tree, fit).acceptance_length
 
 
+def one_order(fit: RankTrace, nodes: int) -> Fitted:
+    """The plan's: the order for what a tree of 64 nodes visits, cut."""
+    estimator = estimate(fit)
+    tree = CandidateTree(greedy_order(estimator.expand, nodes)[0])
+    return tree, replay(tree, fit).acceptance_length
+
+
 def sequoia(fit: RankTrace, nodes: int) -> Fitted:
     """Sequoia's own assumption: one chance a rank, whatever the level."""
     accuracy = head_accuracy(fit)
@@ -56,7 +64,7 @@ def sequoia(fit: RankTrace, nodes: int) -> Fitted:
 
 
 ESTIMATORS: dict[str, Callable[[RankTrace, int], Fitted]] = {
-    "product": product, "joint": joint, "visited": visited, "swapped": swapped, "sequoia": sequoia,
+    "product": product, "joint": joint, "visited": visited, "swapped": swapped, "one order": one_order, "sequoia": sequoia,
 }  # fmt: skip
 
 
@@ -89,14 +97,13 @@ def study(trace: RankTrace, sizes: list[int]) -> list[dict[str, object]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("calibration", type=Path, help="the .calibration.npz of calibrate")
+    parser.add_argument("trace", type=Path, help="the .calibration.npz of calibrate, or any rank trace")
     parser.add_argument("--sizes", type=int, nargs="+", default=[8, 16, 32, 64, 128, 256])
     parser.add_argument("-o", "--output", type=Path)
     args = parser.parse_args()
-    calibration = load_calibration(args.calibration)
-    trace = calibration.trace
+    trace = read_trace(args.trace)
     keep("estimators", args.output, {
-        "model": calibration.provenance.get("model", {}).get("name"), "positions": trace.positions, "sequences": len(trace.lengths),
+        "trace": args.trace.name, "positions": trace.positions, "sequences": len(trace.lengths),
         "heads": trace.heads, "candidates": trace.candidates, "folds": FOLDS, "rows": study(trace, args.sizes),
     })  # fmt: skip
 

@@ -169,6 +169,15 @@ def check_request(
     return longest + max_new_tokens + tree.nodes + 1
 
 
+def tree_for(tree: CandidateTree | TreeFile, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> CandidateTree:
+    """The tree to decode these prompts with: of a whole tree.json the point for their number, at the context that the
+    longest has half-way through."""
+    if isinstance(tree, CandidateTree):
+        return tree
+    longest = max(map(len, prompts), default=0)
+    return tree.tree(max(1, len(prompts)), max(1, longest + max_new_tokens // 2))
+
+
 @dataclass
 class Generation:
     """What was generated: for each sequence its new ``tokens`` (the end token included) and how many tokens
@@ -197,15 +206,13 @@ def stream(
     max_new_tokens: int = 128,
     eos_token_id: int | Sequence[int] | None = None,
 ) -> Iterator[list[list[int]]]:
-    """Decode, yielding after each step the tokens it added to each sequence (an empty list once it has ended).
-
-    Of a whole tree.json the operating point for this batch, at the context half-way through, is taken.
+    """Decode, yielding after each step the tokens it added to each sequence (an empty list once it has ended); of a
+    whole tree.json with the operating point for these prompts.
 
     Raises:
         InputError: an empty prompt, more context than the model has, or a tree deeper than its heads.
     """
-    if isinstance(tree, TreeFile):
-        tree = tree.tree(max(1, len(prompts)), max(map(len, prompts), default=0) + (max_new_tokens + 1) // 2)
+    tree = tree_for(tree, prompts, max_new_tokens)
     capacity = check_request(model, prompts, tree, max_new_tokens)
     stops = stop_tokens(model, eos_token_id)
     buffers = TreeBuffers.of(tree, model.device)

@@ -105,12 +105,12 @@ def validate(
     """
     trees = {"plain": CandidateTree(), "tree": tree}
     for warm in trees.values():
-        _timed(model, [prompts[0]], warm, min(8, max_new_tokens))
-    runs: dict[str, list[_Run]] = {"plain": [], "tree": []}
+        timed_run(model, [prompts[0]], warm, min(8, max_new_tokens))
+    runs: dict[str, list[Run]] = {"plain": [], "tree": []}
     batches = [list(prompts[i : i + point.batch]) for i in range(0, len(prompts), point.batch)]
     for i, batch in enumerate(batches):
         for name in ("plain", "tree") if i % 2 == 0 else ("tree", "plain"):
-            runs[name].append(_timed(model, batch, trees[name], max_new_tokens))
+            runs[name].append(timed_run(model, batch, trees[name], max_new_tokens))
         progress(len(batch))
     plain, with_tree = ([row for r in runs[name] for row in r.generation.tokens] for name in ("plain", "tree"))
     pairs = enumerate(zip(plain, with_tree, strict=True))
@@ -134,7 +134,7 @@ def validate(
 
 
 @dataclass(frozen=True)
-class _Run:
+class Run:
     """One batch decoded: its text, and the clock from the end of its first step, so that prefill is left out:
     ``tokens`` emitted and ``steps`` taken in ``seconds``."""
 
@@ -144,7 +144,8 @@ class _Run:
     seconds: float
 
 
-def _timed(model: MedusaModel, prompts: list[Sequence[int]], tree: CandidateTree, max_new_tokens: int) -> _Run:
+def timed_run(model: MedusaModel, prompts: list[Sequence[int]], tree: CandidateTree, max_new_tokens: int) -> Run:
+    """Decode one batch of prompts and time its steps behind the first."""
     generation = Generation([[] for _ in prompts], [[] for _ in prompts])
     tokens, steps, begin = 0, -1, 0.0
     for added in stream(model, prompts, tree, max_new_tokens):
@@ -156,7 +157,7 @@ def _timed(model: MedusaModel, prompts: list[Sequence[int]], tree: CandidateTree
             tokens += sum(map(len, added))
         generation.add(added)
     synchronize(model.device)
-    return _Run(generation, tokens, steps, time.perf_counter() - begin)
+    return Run(generation, tokens, steps, time.perf_counter() - begin)
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> Estimate:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -69,7 +70,10 @@ def test_help_answers_at_once_and_names_every_command():
         [sys.executable, "-m", "medusa_tree", "--help"], capture_output=True, text=True, check=True
     ).stdout
     seconds = time.perf_counter() - start
-    assert all(name in out for name in ("calibrate", "plan", "validate", "show", "export", "generate"))
+    assert all(
+        name in out
+        for name in ("calibrate", "plan", "validate", "compare", "report", "show", "export", "generate", "trace")
+    )
     code = "import sys, medusa_tree.cli; print([m for m in ('torch', 'transformers', 'numpy', 'rich', 'matplotlib') if m in sys.modules])"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
@@ -114,6 +118,125 @@ def test_plan_again_under_another_budget(made, tmp_path):
     assert json.loads((tmp_path / "same.json").read_text())["paths"] == json.loads(made.read_text())["paths"]
 
 
+CONFIG = {
+    "model_type": "llama", "num_hidden_layers": 32, "hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32, "vocab_size": 32000,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def calibrated(made):
+    return made.with_name("tree.calibration.npz")
+
+
+def words(result):
+    return " ".join(result.output.split())
+
+
+def test_a_device_model_says_modelled_on_every_line_of_figures(calibrated, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    args = ("plan", calibrated, "--device-model", "h100-sxm", "--config", tmp_path / "config.json", "--context", 2048)
+    result = run(*args, "--launch-overhead", 0.5, "-o", tmp_path / "t.json")
+    figures = [line for line in result.stdout.splitlines() if re.search(r"\d\.\d\dx", line)]
+    assert len(figures) >= 9
+    assert all("modelled" in line for line in figures)
+    assert "NVIDIA H100 SXM5 80 GB, float32, modelled" in words(result)
+    data = json.loads((tmp_path / "t.json").read_text())
+    assert {p["latency"] for p in data["operating_points"]} == {"modelled"}
+    assert data["provenance"]["modelled"]["overhead"] == pytest.approx(0.5e-3)
+    text = run("show", tmp_path / "t.json").output
+    assert "(modelled latency)" in " ".join(text.split())
+    fitted = run(*args, "-o", tmp_path / "f.json")
+    assert "as fitted on" in words(fitted)
+    assert "Roofline fitted" not in fitted.output, "there is no measured grid of an H100 here"
+
+
+def test_a_measured_grid_has_the_roofline_beside_it(calibrated, tmp_path):
+    result = run("plan", calibrated, "-o", tmp_path / "t.json")
+    assert "Roofline fitted to the measured grid" in words(result)
+    assert "% at worst" in words(result)
+    assert "modelled" not in result.output
+
+
+def test_plan_for_an_engine_prints_what_it_costs(calibrated, tmp_path):
+    out = tmp_path / "t.json"
+    result = run("plan", calibrated, "--engine", "vllm", "--max-nodes", 12, "-o", out)
+    assert "the same number of children at all nodes of a level" in words(result)
+    if json.loads(out.read_text())["operating_points"][0]["nodes"]:
+        assert "free tree" in result.output
+        assert json.loads(run("export", out, "--format", "vllm").stdout)["num_speculative_tokens"] >= 1
+
+
+def test_a_trace_from_elsewhere_is_checked_planned_and_refused_by_row(calibrated, tmp_path):
+    from medusa_tree.calibration import load_calibration
+
+    read = load_calibration(calibrated)
+    rows = [{"ranks": s.tolist()} for s in read.trace.sequences()]
+    path = corpus(tmp_path, "drafter.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
+    assert "is a good trace: 4 heads" in words(run("trace", path))
+    assert json.loads(run("trace", path, "--json").stdout)["sequences"] == len(rows)
+    out = tmp_path / "t.json"
+    assert "give --latency FILE, or --device-model" in words(run("plan", path, "-o", out, code=2))
+    assert "give its config.json with --config" in words(run("plan", path, "--device-model", "l40s", "-o", out, code=2))
+    (tmp_path / "grid.json").write_text(json.dumps(read.grid.to_json()))
+    run("plan", path, "--latency", tmp_path / "grid.json", "--batch", 2, "-o", out)
+    assert [p["batch"] for p in json.loads(out.read_text())["operating_points"]] == [2]
+    rows[3]["ranks"][1] = [0, 0]
+    path = corpus(tmp_path, "drafter.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
+    assert "drafter.jsonl, line 4, row 1: 2 ranks where others have 4" in words(run("plan", path, "-o", out, code=2))
+
+
+def test_compare_sets_any_trees_side_by_side(made, calibrated, tmp_path):
+    (tmp_path / "mine.json").write_text("[[0], [1], [0, 0]]")
+    names = (made, tmp_path / "mine.json", "chain:2", "plain", "mc_sim_7b_63", "eagle_mc_sim_7b_63")
+    data = json.loads(run("compare", *names, "--calibration", calibrated, "--json").stdout)["compared"]
+    assert [r["nodes"] for r in data[1:5]] == [3, 2, 0, 63]
+    assert data[0]["over_first"]["tokens_per_s"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    for r in data:
+        o = r["over_first"]["acceptance_length"]
+        assert o["low"] <= o["value"] <= o["high"]
+        assert o["value"] == pytest.approx(
+            r["acceptance_length"]["value"] / data[0]["acceptance_length"]["value"], rel=1e-4
+        )
+    assert data[5]["tree"].endswith("4 levels")
+    table = run("compare", *names, "--calibration", calibrated).output
+    assert "over first" in table
+    assert all(len(line) <= 80 for line in table.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("nope", None, "published list: eagle_16,"),
+        ("m.json", "{", "not JSON"), ("m.json", "[[0, 0]]", "without its parent"), ("m.json", "[1]", "no list of paths"), ("m.json", '[["a"]]', "not a list of whole numbers"),
+    ],
+)  # fmt: skip
+def test_compare_refuses_what_is_no_tree(calibrated, tmp_path, name, content, expected):
+    if content:
+        name = corpus(tmp_path, name, content)
+    assert expected in words(run("compare", "plain", name, "--calibration", calibrated, code=2))
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["--device-model", "abacus"], "devices: a100-sxm-40gb"),
+        (["--engine", "lmdeploy"], "engines: vllm,"),
+        (["--estimator", "guess"], "estimators: visited"),
+        (["--kv-dtype", "fp8"], "name one with --device-model"),
+        (["--batch", "64"], "batch 64 at context"),
+        (["--max-memory", "lots"], "--max-memory"),
+        (["--max-memory", "0.01MB"], "memory binds"),
+        (["--device-model", "l40s", "--weight-dtype", "int3"], "--weight-dtype"),
+        (["--device-model", "l40s", "--latency", "x.json"], "use one"),
+        (["--latency", "/nowhere.json"], "cannot be read as JSON"),
+        (["--max-nodes", "5000"], "known up to"),
+    ],
+)
+def test_plans_that_cannot_be_are_refused(calibrated, tmp_path, args, expected):
+    assert expected in words(run("plan", calibrated, *args, "-o", tmp_path / "t.json", code=2))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_validate_json_has_what_it_promises(made):
     data = json.loads(run("validate", made, "--prompts", 4, "--json").stdout)
     assert data["lossless"]["prompts"] == data["lossless"]["identical"] == 4
@@ -130,7 +253,7 @@ def test_validate_json_has_what_it_promises(made):
 def test_validate_prints_predicted_beside_measured(made):
     output = run("validate", made, "--prompts", 3, "--batch", 2).output
     assert "tree, predicted" in output
-    assert "3 of 3 prompts are token for token the plain text" in output
+    assert "3 of 3 prompts are token for token the plain text" in " ".join(output.split())
 
 
 def test_validate_notices_a_changed_corpus(made, model, tmp_path):
@@ -159,7 +282,7 @@ def test_export_prints_or_writes(made, tmp_path):
     run("export", made, "--nodes", 4, "--format", "hydra", "-o", tmp_path / "h.json")
     assert json.loads((tmp_path / "h.json").read_text()) == paths
     assert (
-        "formats: medusa, tensorrt-llm, vllm, eagle, hydra, json"
+        "formats: medusa, tensorrt-llm, vllm, sglang, linear, eagle, hydra, json"
         in run("export", made, "--format", "nope", code=2).output
     )
 

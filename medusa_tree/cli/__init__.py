@@ -12,6 +12,7 @@ from .compare import compare
 from .export import export
 from .generate import generate
 from .plan import plan
+from .report import report
 from .show import show
 from .trace import trace
 from .validate import validate
@@ -35,9 +36,10 @@ def main() -> None:
     \b
     medusa-tree calibrate --model demo -o tree.json    measure heads and device, plan the tree
     medusa-tree validate tree.json                     decode with it: is what was predicted what is measured?
+    medusa-tree report tree.json                       one page to read and to pass on
     medusa-tree export tree.json --format medusa       take it to your engine
     """
 
 
-for command in (calibrate, plan, validate, compare, show, export, generate, trace):
+for command in (calibrate, plan, validate, compare, report, show, export, generate, trace):
     main.add_command(command)

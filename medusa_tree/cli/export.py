@@ -15,18 +15,19 @@ from .common import FILE, check_output, stderr
 @click.option(
     "--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Which operating point to export."
 )
+@click.option("--context", type=click.IntRange(min=1), help="At which context.  [default: the shortest planned]")
 @click.option(
     "--nodes", type=click.IntRange(min=1), help="Export the best tree of this size instead of the planned one."
 )
 @click.option("-o", "--output", type=FILE, help="File to write.  [default: standard output]")
-def export(tree: Path, name: str, batch: int, nodes: int | None, output: Path | None) -> None:
+def export(tree: Path, name: str, batch: int, context: int | None, nodes: int | None, output: Path | None) -> None:
     """Write TREE as the definition that another engine takes; refused where the engine could not run it."""
     from medusa_runtime.files import write_beside
     from medusa_runtime.treefile import read_tree
     from medusa_tree.export import export_tree
 
     contents = read_tree(tree)
-    text, hint = export_tree(contents, name, batch, nodes)
+    text, hint = export_tree(contents, name, batch, nodes, context)
     if output is None:
         print(text)
     else:

@@ -28,12 +28,13 @@ def generate(
     from medusa_runtime.treefile import read_tree
     from medusa_tree.corpus import Prompt, tokenize
 
-    tree = read_tree(tree_json).tree() if tree_json else CandidateTree()
+    contents = read_tree(tree_json) if tree_json else CandidateTree()
     loaded = load_model(model, heads, device, dtype, trust_remote_code)
-    from medusa_runtime.decode import stream
+    from medusa_runtime.decode import stream, tree_for
 
     tokenizer = loaded.tokenizer
     rows = tokenize([Prompt(prompt, "prompt", chat)], tokenizer, max_tokens=1 << 30)
+    tree = tree_for(contents, rows, max_new_tokens)
     new: list[int] = []
     steps, shown = 0, ""
     begin = time.perf_counter()

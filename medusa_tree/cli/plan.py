@@ -80,7 +80,8 @@ def plan(
         roofline = _model(
             device_model, trace, measured, shape, config, weight_dtype, kv_dtype, launch_overhead, achieved, max_nodes
         )
-        calibration = Calibration(trace, roofline, made, roofline.shape)
+        source_of_shape = {} if config is None else {"shape": f"of {config.name}"}
+        calibration = Calibration(trace, roofline, made | source_of_shape, roofline.shape)
         memory = memory or gpu(device_model).memory
     elif measured is not None:
         calibration = Calibration(trace, measured, made, shape)

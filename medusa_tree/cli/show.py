@@ -14,9 +14,10 @@ from .common import FILE, check_output, stderr, stdout
 @click.option(
     "--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Which operating point to show."
 )
+@click.option("--context", type=click.IntRange(min=1), help="At which context.  [default: the shortest planned]")
 @click.option("--png", type=FILE, help="Draw the tree into this file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the operating point and its paths as JSON.")
-def show(tree: Path, batch: int, png: Path | None, as_json: bool) -> None:
+def show(tree: Path, batch: int, context: int | None, png: Path | None, as_json: bool) -> None:
     """Draw TREE: each node's rank in its head's guesses, and how often decoding reaches it."""
     import json
     from dataclasses import asdict
@@ -26,7 +27,8 @@ def show(tree: Path, batch: int, png: Path | None, as_json: bool) -> None:
     from medusa_tree.report import path_frequencies, terminal_tree
 
     contents = read_tree(tree)
-    point, chosen = contents.point(batch), contents.tree(batch)
+    point = contents.point(batch, context)
+    chosen = contents.tree_of(point)
     if png:
         check_output(png)
         tree_plot(contents, chosen, png)

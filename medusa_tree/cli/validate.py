@@ -60,7 +60,8 @@ def validate(
     from medusa_tree.report import validation_table
     from medusa_tree.validate import validate as run
 
-    point = contents.point(batch)
+    rows = tokenize(texts[:prompts], loaded.tokenizer, max(1, (loaded.max_context or 1 << 30) - tokens))
+    point = contents.point(batch, sorted(map(len, rows))[len(rows) // 2] + tokens // 2)
     if point.batch != batch:
         stderr().print(
             f"[yellow]No operating point for batch {batch}: validating that of batch {point.batch}.[/yellow]"
@@ -70,10 +71,9 @@ def validate(
         stderr().print(
             f"[yellow]Predictions are for {made['device']}, {made['dtype']}; this is {here[0]}, {here[1]}.[/yellow]"
         )
-    rows = tokenize(texts[:prompts], loaded.tokenizer, max(1, (loaded.max_context or 1 << 30) - tokens))
     with progress_bars() as bars:
         task = bars.add_task("Decoding, plainly and with tree", total=len(rows))
-        result = run(loaded, contents.tree(batch), point, rows, tokens, lambda n: bars.advance(task, n))
+        result = run(loaded, contents.tree_of(point), point, rows, tokens, lambda n: bars.advance(task, n))
     if as_json:
         print(json.dumps({**result.to_json(), "versions": versions()}, indent=2))
         return

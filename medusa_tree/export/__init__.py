@@ -26,7 +26,9 @@ FORMATS: dict[str, Callable[[CandidateTree], tuple[str, str]]] = {
 }
 
 
-def export_tree(contents: TreeFile, name: str, batch: int = 1, nodes: int | None = None) -> tuple[str, str]:
+def export_tree(
+    contents: TreeFile, name: str, batch: int = 1, nodes: int | None = None, context: int | None = None
+) -> tuple[str, str]:
     """The operating point's tree (or the best of ``nodes`` nodes) in the form of engine ``name``: (text, hint).
 
     Raises:
@@ -36,7 +38,7 @@ def export_tree(contents: TreeFile, name: str, batch: int = 1, nodes: int | None
         raise InputError(f"--format {name!r} is not known; formats: {', '.join(FORMATS)}")
     if nodes is not None and nodes > len(contents.paths):
         raise InputError(f"--nodes {nodes}: the file has {len(contents.paths)} paths; plan with --max-nodes {nodes}")
-    tree = contents.tree(batch) if nodes is None else CandidateTree(contents.paths).cut(nodes)
+    tree = contents.tree(batch, context) if nodes is None else CandidateTree(contents.paths).cut(nodes)
     if tree.nodes == 0:
         raise InputError(
             f"at batch {batch} plain decoding is fastest, so there is no tree to export; --nodes N exports the best of N nodes"
