@@ -52,9 +52,10 @@ SIZES = (
     1023,
     1024,
 )
-ROUNDS = 24
+ROUNDS = 8
+BURST = 5  # steps of one tree in a row, of which the first, in caches that another tree left behind, is not counted
 SECONDS_A_LOAD = 20.0  # where a round is slow, fewer rounds are taken, but at least MIN_ROUNDS
-MIN_ROUNDS = 6
+MIN_ROUNDS = 3
 
 
 def bushy_tree(nodes: int, depth: int, width: int) -> CandidateTree | None:
@@ -124,8 +125,8 @@ def measure(
     seed: int = 0,
     progress: Callable[[int], object] = lambda done: None,
 ) -> LatencyGrid:
-    """Step latency over the grid. Every round times every tree once, in a new random order, so that a machine that
-    slows down for a while slows all of them.
+    """Step latency over the grid. Every round times every tree, in a new random order, so that a machine that slows down
+    for a while slows all of them; each in a short burst, as decoding takes the same step again and again.
 
     No step emits more than 1 + H tokens, so a tree whose step takes over 1 + H times plain decoding's cannot win,
     nor can a larger one: a load's sizes end there.
@@ -134,10 +135,10 @@ def measure(
         max_nodes: largest tree.
         candidates: K, the most ranks a head that a tree will use.
         contexts: tokens in the cache when a step begins.
-        rounds: repeats; the median and quartiles are kept. Fewer where a load would take over SECONDS_A_LOAD.
+        rounds: of BURST steps a tree; the median and quartiles are kept. Fewer where a load would take over SECONDS_A_LOAD.
         progress: called with how many of the ``rounds`` rounds a load are done since it was last called.
     """
-    trees = grid_trees(max_nodes, model.num_heads, min(candidates, model.medusa_heads.vocab_size))
+    trees = grid_trees(max_nodes, model.num_heads, min(candidates, model.medusa_heads.rows))
     buffers = [TreeBuffers.of(t, model.device) for t in trees]
     rng = np.random.default_rng(seed)
     points = []
@@ -147,14 +148,15 @@ def measure(
             state = prefill(model, prompts, context + max_nodes + 1)
             warm = _warm_up(model, state, buffers, context, 1 + model.num_heads)
             taken = sorted(warm)
-            count = int(np.clip(SECONDS_A_LOAD / sum(warm.values()), min(MIN_ROUNDS, rounds), rounds))
-            seconds = np.zeros((count, len(taken)))
+            count = int(np.clip(SECONDS_A_LOAD / (BURST * sum(warm.values())), min(MIN_ROUNDS, rounds), rounds))
+            seconds = np.zeros((count, BURST, len(taken)))
             for r in range(count):
                 for i in rng.permutation(len(taken)):
-                    synchronize(model.device)
-                    seconds[r, i] = time_step(model, state, buffers[taken[i]], context)
+                    for b in range(BURST):
+                        synchronize(model.device)
+                        seconds[r, b, i] = time_step(model, state, buffers[taken[i]], context)
                 progress(rounds * (r + 1) // count - rounds * r // count)
-            low, median, high = np.percentile(seconds, [25, 50, 75], axis=0)
+            low, median, high = np.percentile(seconds[:, 1:], [25, 50, 75], axis=(0, 1))
             points += [
                 LatencyPoint(t.nodes, t.depth, batch, context, float(median[i]), float(low[i]), float(high[i]))
                 for i, t in enumerate(trees[j] for j in taken)
