@@ -1,8 +1,8 @@
-"""Read and write Medusa heads in the formats that people publish.
+"""Read and write Medusa heads: which files a folder or Hub repository keeps them in.
 
-Three are read: a heads repository with ``medusa_lm_head.safetensors`` or ``medusa_lm_head.pt`` and a config
-naming its base model (FasterDecoding), and a full checkpoint that carries ``medusa_head.{k}...`` beside the
-backbone. A heads repository is written.
+Read are a heads repository with ``medusa_lm_head.safetensors`` or ``medusa_lm_head.pt`` (FasterDecoding, TGI), one with
+vLLM's keys in ``model.safetensors``, and a full checkpoint that carries ``medusa_head.{k}...`` beside the backbone.
+What is inside them is the business of :mod:`medusa_runtime.headformats`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from torch import Tensor
 
 from .errors import InputError
 from .files import write_beside
+from .headformats import PREFIX, heads_from_state, medusa_config, medusa_state, vllm_config, vllm_state
 from .heads import MedusaHeads
 
 SAFETENSORS, PICKLE = "medusa_lm_head.safetensors", "medusa_lm_head.pt"
-PREFIX = "medusa_head."
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
-KEY = re.compile(r"(?P<head>\d+)\.(?P<layer>\d+)\.(?P<name>linear\.weight|linear\.bias|weight)")
+FORMATS = ("medusa", "pt", "tgi-v2", "vllm")  # "pt" is medusa's as a pickle of plain tensors
 
 
 def fetch(where: str, name: str) -> Path | None:
@@ -80,7 +81,10 @@ def read_config(where: str) -> dict[str, Any]:
 
 def is_heads_repository(config: Mapping[str, Any]) -> bool:
     """Whether a config.json describes heads alone, with the base model elsewhere."""
-    return "base_model_name_or_path" in config and "medusa_num_heads" in config and "num_hidden_layers" not in config
+    vllm = config.get("model_type") == "medusa"
+    return "base_model_name_or_path" in config and (
+        vllm or ("medusa_num_heads" in config and "num_hidden_layers" not in config)
+    )
 
 
 def load_heads(where: str) -> MedusaHeads:
@@ -92,8 +96,12 @@ def load_heads(where: str) -> MedusaHeads:
         InputError: no heads there, an unreadable file, or keys and shapes that are not Medusa heads.
     """
     path = fetch(where, SAFETENSORS) or fetch(where, PICKLE)
+    config_path = fetch(where, "config.json")
+    config = {} if config_path is None else read_config(where)
+    if path is None and config.get("model_type") == "medusa":
+        path = fetch(where, WEIGHTS)
     if path is None:
-        return heads_from_state(_full_checkpoint_heads(where), where)
+        return heads_from_state(_full_checkpoint_heads(where), where, config)
     try:
         safe = path.suffix == ".safetensors"
         state = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
@@ -103,17 +111,17 @@ def load_heads(where: str) -> MedusaHeads:
         raise InputError(
             f"{path}: refused, it is damaged or holds more than plain tensors; save them as {SAFETENSORS}"
         ) from None
-    return heads_from_state(state, str(path))
+    return heads_from_state(state, str(path), config)
 
 
 def _full_checkpoint_heads(where: str) -> dict[str, Tensor]:
     """The ``medusa_head.`` tensors of a full checkpoint, read from its shards without loading the rest."""
-    index = fetch(where, "model.safetensors.index.json")
+    index = fetch(where, INDEX)
     if index is not None:
         weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
         names = sorted({file for key, file in weight_map.items() if key.startswith(PREFIX)})
     else:
-        names = ["model.safetensors"]
+        names = [WEIGHTS]
     state = {}
     for name in names:
         path = fetch(where, name)
@@ -133,66 +141,37 @@ def _full_checkpoint_heads(where: str) -> dict[str, Tensor]:
     return state
 
 
-def heads_from_state(state: Mapping[str, Tensor], where: str) -> MedusaHeads:
-    """Stack a FasterDecoding state dict into MedusaHeads; the numbers of heads and blocks are read off its keys.
+def save_heads(
+    heads: MedusaHeads, folder: Path, base_model: str, form: str = "medusa", shared: Tensor | None = None
+) -> None:
+    """Write the heads and their ``config.json``; each is written beside and renamed.
+
+    Args:
+        form: one of FORMATS.
+        shared: the model's output layer (V, d), where the heads share it and ``form`` is "vllm".
 
     Raises:
-        InputError: names the key that is unknown, missing or of a wrong shape.
+        InputError: an unknown form, or one that cannot carry these heads.
     """
-    matches = {key: KEY.fullmatch(key.removeprefix(PREFIX)) for key in state}
-    unknown = [key for key, match in matches.items() if match is None]
-    if unknown or not matches:
+    if form not in FORMATS:
+        raise InputError(f"--format {form!r} is not known; formats of heads: {', '.join(FORMATS)}")
+    if (form == "tgi-v2") != (heads.output_weight is None) and form != "vllm":
         raise InputError(
-            f"{where}: key {unknown[0] if unknown else '(none)'!r} is not of the form 0.0.linear.weight or 0.1.weight: not Medusa heads"
+            f"{form} heads have {'no' if form == 'tgi-v2' else 'their own'} output layers, and these do{' not' if form != 'tgi-v2' else ''}; use {'tgi-v2 or vllm' if form != 'tgi-v2' else 'medusa or vllm'}"
         )
-    tensors = {match[0]: state[key] for key, match in matches.items() if match}
-    num_heads = 1 + max(int(m["head"]) for m in matches.values() if m)
-    num_blocks = max(int(m["layer"]) for m in matches.values() if m)
-    if f"0.{num_blocks}.weight" not in tensors:
-        raise InputError(f"{where}: head 0 has no output layer 0.{num_blocks}.weight")
-    output = tensors[f"0.{num_blocks}.weight"]
-    vocab, width = output.shape
-    heads = MedusaHeads(width, vocab, num_heads, num_blocks, dtype=output.dtype)
-
-    def take(key: str, shape: tuple[int, ...]) -> Tensor:
-        if key not in tensors:
-            raise InputError(f"{where}: {key} is missing, though there are {num_heads} heads of {num_blocks} block(s)")
-        if tuple(tensors[key].shape) != shape:
-            raise InputError(f"{where}: {key} has shape {tuple(tensors[key].shape)}, expected {shape} as in head 0")
-        return tensors[key]
-
-    with torch.no_grad():
-        for k in range(num_heads):
-            for j in range(num_blocks):
-                heads.block_weight[k, j] = take(f"{k}.{j}.linear.weight", (width, width))
-                heads.block_bias[k, j] = take(f"{k}.{j}.linear.bias", (width,))
-            heads.output_weight[k] = take(f"{k}.{num_blocks}.weight", (vocab, width))
-    return heads.requires_grad_(False)
-
-
-def state_of_heads(heads: MedusaHeads) -> dict[str, Tensor]:
-    """The FasterDecoding state dict: ``{k}.{j}.linear.weight`` and ``.bias`` for block j of head k, and
-    ``{k}.{J}.weight`` for its output layer."""
-    state = {}
-    for k in range(heads.num_heads):
-        for j in range(heads.num_blocks):
-            state[f"{k}.{j}.linear.weight"] = heads.block_weight[k, j].detach().clone()
-            state[f"{k}.{j}.linear.bias"] = heads.block_bias[k, j].detach().clone()
-        state[f"{k}.{heads.num_blocks}.weight"] = heads.output_weight[k].detach().clone()
-    return state
-
-
-def save_heads(heads: MedusaHeads, folder: Path, base_model: str) -> None:
-    """Write ``medusa_lm_head.safetensors`` and ``config.json``; each is written beside and renamed."""
-    config = {
-        "medusa_num_heads": heads.num_heads,
-        "medusa_num_layers": heads.num_blocks,
-        "base_model_name_or_path": base_model,
-        "hidden_size": heads.hidden_size,
-        "vocab_size": heads.vocab_size,
-    }
+    if form == "tgi-v2" and heads.num_blocks != 1:
+        raise InputError(f"tgi-v2 heads have one block, these have {heads.num_blocks}; use vllm")
+    if form == "vllm":
+        rows = shared if shared is None or heads.token_map is None else shared[heads.token_map]
+        state, config = vllm_state(heads, rows), vllm_config(heads, base_model)
+    else:
+        state, config = medusa_state(heads), medusa_config(heads, base_model)
     folder.mkdir(parents=True, exist_ok=True)
-    with write_beside(folder / SAFETENSORS) as beside:
-        save_file(state_of_heads(heads), beside, metadata={"format": "pt"})
+    name = {"vllm": WEIGHTS, "pt": PICKLE}.get(form, SAFETENSORS)
+    with write_beside(folder / name) as beside:
+        if form == "pt":
+            torch.save(state, beside)
+        else:
+            save_file(state, beside, metadata={"format": "pt"})
     with write_beside(folder / "config.json") as beside:
         beside.write_text(json.dumps(config, indent=2) + "\n", "utf-8")

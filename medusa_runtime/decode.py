@@ -71,7 +71,7 @@ class State:
 
 def propose(heads: MedusaHeads, hidden: Tensor, num_heads: int, width: int) -> Tensor:
     """The ``width`` likeliest tokens of each of the first ``num_heads`` heads: hidden (B, d) -> (heads, B, width) int64."""
-    return heads(hidden, num_heads).topk(width, dim=-1).indices
+    return heads.tokens(heads(hidden, num_heads).topk(width, dim=-1).indices)
 
 
 @torch.inference_mode()
@@ -155,9 +155,9 @@ def check_request(
         raise InputError(
             f"the tree is {tree.depth} deep but {model.name} has {model.num_heads} Medusa head(s); cut the tree with --max-depth {model.num_heads}"
         )
-    if tree.nodes and tree.width > model.medusa_heads.vocab_size:
+    if tree.nodes and tree.width > model.medusa_heads.rows:
         raise InputError(
-            f"the tree uses rank {tree.width - 1}, but the vocabulary has only {model.medusa_heads.vocab_size} tokens"
+            f"the tree uses rank {tree.width - 1}, but the heads propose only {model.medusa_heads.rows} tokens"
         )
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens is {max_new_tokens}; ask for at least 1")

@@ -76,16 +76,14 @@ class MedusaModel(nn.Module):
                 f"it runs {' and '.join(sorted(SUPPORTED_LAYERS))}"
             )
         output = base.get_output_embeddings()
-        if heads is not None and (heads.vocab_size, heads.hidden_size) != tuple(output.weight.shape):
-            vocab, hidden = output.weight.shape
-            raise InputError(
-                f"{heads_name}: the heads have hidden size {heads.hidden_size} and vocabulary {heads.vocab_size}, but {name} has "
-                f"{hidden} and {vocab}; take the heads trained for this model"
-            )
+        if heads is not None:
+            _check_fit(heads, output.weight, name, heads_name)
         attention.register()
         base.set_attn_implementation(TREE_ATTENTION)
         self.base = base.eval().requires_grad_(False)
         self.heads = None if heads is None else heads.to(output.weight.device, output.weight.dtype).eval()
+        if self.heads is not None:
+            self.heads.share_output(output.weight, getattr(output, "bias", None))
         self.tokenizer: Any = tokenizer
         self.name, self.heads_name = name, heads_name
         # The heads read what the output layer reads; catching it there holds for every architecture.
@@ -227,3 +225,17 @@ class MedusaModel(nn.Module):
         else:
             rows = [list(row) for row in input_ids]
         return generate(self, rows, CandidateTree() if tree is None else tree, max_new_tokens, eos_token_id)
+
+
+def _check_fit(heads: MedusaHeads, output: Tensor, name: str, heads_name: str) -> None:
+    """The heads must read this model's hidden states and speak its vocabulary."""
+    vocab, hidden = output.shape
+    said = heads.vocab_size or vocab  # heads without output layers may not say
+    if (said, heads.hidden_size) != (vocab, hidden):
+        raise InputError(
+            f"{heads_name}: the heads have hidden size {heads.hidden_size} and vocabulary {heads.vocab_size}, but {name} has "
+            f"{hidden} and {vocab}; take the heads trained for this model"
+        )
+    heads.vocab_size = vocab
+    if heads.token_map is not None and not 0 <= int(heads.token_map.min()) <= int(heads.token_map.max()) < vocab:
+        raise InputError(f"{heads_name}: token_map names tokens outside of the {vocab} that {name} has")

@@ -98,7 +98,7 @@ def _ranks(
     """
     heads = model.medusa_heads
     steps, batch, width = hidden.shape
-    kept = min(candidates, heads.vocab_size)
+    kept = min(candidates, heads.rows)
     flat = hidden.reshape(-1, width)
     proposals = torch.cat(
         [propose(heads, flat[i : i + chunk], heads.num_heads, kept) for i in range(0, len(flat), chunk)], dim=1

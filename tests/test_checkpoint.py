@@ -5,17 +5,22 @@ import json
 import pytest
 import torch
 from conftest import tiny_base, tiny_heads
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from medusa_runtime import InputError, MedusaModel
-from medusa_runtime.checkpoint import load_heads, save_heads, state_of_heads
+from medusa_runtime import CandidateTree, InputError, MedusaHeads, MedusaModel
+from medusa_runtime.checkpoint import FORMATS, load_heads, save_heads
+from medusa_runtime.decode import propose
+from medusa_runtime.headformats import medusa_state, vllm_state
+from medusa_tree.profile import profile
+from medusa_tree.replay import replay
 
 
 def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+    ours, theirs = a.state_dict(), b.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
 def save_base(base, folder):
@@ -36,7 +41,7 @@ def test_a_heads_repository_round_trips(tmp_path, base, blocks, kind):
     save_heads(heads, tmp_path, base_model="somewhere")
     if kind == "pt":
         (tmp_path / "medusa_lm_head.safetensors").unlink()
-        torch.save(state_of_heads(heads), tmp_path / "medusa_lm_head.pt")
+        torch.save(medusa_state(heads), tmp_path / "medusa_lm_head.pt")
     read = load_heads(str(tmp_path))
     assert (read.num_heads, read.num_blocks) == (4, blocks)
     assert same(read, heads)
@@ -48,14 +53,147 @@ def test_a_heads_repository_round_trips(tmp_path, base, blocks, kind):
     )
 
 
+def shared_heads(base, blocks=1, token_map=None):
+    """Heads without output layers, disturbed in their blocks."""
+    weight = base.get_output_embeddings().weight
+    heads = MedusaHeads(weight.shape[1], weight.shape[0], 4, blocks, own_output=False, token_map=token_map)
+    torch.manual_seed(2)
+    with torch.no_grad():
+        heads.block_weight.normal_(std=0.1)
+        heads.block_bias.normal_(std=0.1)
+    heads.share_output(weight)
+    return heads
+
+
+def reduced_heads(base):
+    """Heads with output layers of their own over half of the vocabulary."""
+    weight = base.get_output_embeddings().weight
+    keep = torch.randperm(weight.shape[0], generator=torch.Generator().manual_seed(0))[: weight.shape[0] // 2]
+    heads = MedusaHeads(weight.shape[1], weight.shape[0], 3, token_map=keep)
+    heads.init_from_output_layer(weight)
+    return heads
+
+
+KINDS = {
+    "own": lambda base: tiny_heads(base, blocks=2), "shared": shared_heads, "shared, two blocks": lambda base: shared_heads(base, 2),
+    "reduced": reduced_heads, "shared and reduced": lambda base: shared_heads(base, 1, torch.tensor([5, 3, 9, 1, 30, 7, 40, 41, 2, 0])),
+}  # fmt: skip
+CARRIES = {"medusa": {"own"}, "pt": {"own"}, "tgi-v2": {"shared"}, "vllm": set(KINDS)}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_format_round_trips_bit_for_bit_or_says_what_it_cannot_carry(tmp_path, base, form, kind):
+    heads, output = KINDS[kind](base).bfloat16(), base.get_output_embeddings().weight.bfloat16()
+    if kind not in CARRIES[form]:
+        with pytest.raises(InputError, match=r"use vllm|use (medusa|tgi-v2) or vllm"):
+            save_heads(heads, tmp_path, base_model="somewhere", form=form, shared=output)
+        assert list(tmp_path.iterdir()) == []
+        return
+    save_heads(heads, tmp_path, base_model="somewhere", form=form, shared=output)
+    read = load_heads(str(tmp_path))
+    assert same(read, heads)
+    assert read.vocab_size == heads.vocab_size
+    model = MedusaModel(base, read)
+    assert model.medusa_heads(torch.randn(2, heads.hidden_size)).shape == (heads.num_heads, 2, heads.rows)
+
+
+def test_vllm_gets_the_keys_and_settings_it_reads(tmp_path, base):
+    output = base.get_output_embeddings().weight
+    assert set(vllm_state(tiny_heads(base, heads=1))) == {
+        "blocks.0.layers.0.weight",
+        "blocks.0.layers.0.bias",
+        "lm_heads.0.weight",
+    }
+    mapped = torch.tensor([4, 2, 11])
+    heads = shared_heads(base, token_map=mapped)
+    save_heads(heads, tmp_path, base_model="b", form="vllm", shared=output)
+    config = json.loads((tmp_path / "config.json").read_text())
+    wanted = {
+        "model_type": "medusa",
+        "num_heads": 4,
+        "num_hidden_layers": 1,
+        "vocab_size": 48,
+        "truncated_vocab_size": 3,
+        "medusa_fc_bias": True,
+        "original_lm_head": True,
+    }
+    assert wanted.items() <= config.items()
+    state = load_file(tmp_path / "model.safetensors")
+    assert torch.equal(state["token_map"], mapped)
+    assert torch.equal(state["lm_heads.0.weight"], output[mapped]), (
+        "rows for the draft vocabulary, as vLLM would cut them"
+    )
+
+
+def test_vllm_heads_with_whole_output_layers_beside_a_token_map_are_cut(tmp_path, base):
+    heads, mapped = tiny_heads(base, heads=2), torch.tensor([4, 2, 11])
+    save_heads(heads, tmp_path, base_model="b", form="vllm")
+    state = load_file(tmp_path / "model.safetensors")
+    save_file({**state, "token_map": mapped}, tmp_path / "model.safetensors")
+    read = load_heads(str(tmp_path))
+    assert torch.equal(read.output_weight, heads.output_weight[:, mapped])
+    x = torch.randn(3, heads.hidden_size)
+    assert torch.allclose(read(x), heads(x)[:, :, mapped])
+
+
+def test_heads_that_share_the_output_layer_compute_with_it(base):
+    heads, x = shared_heads(base, blocks=2), torch.randn(5, 32)
+    own = MedusaHeads(32, 48, 4, 2)
+    own.init_from_output_layer(base.get_output_embeddings().weight)
+    with torch.no_grad():
+        own.block_weight.copy_(heads.block_weight)
+        own.block_bias.copy_(heads.block_bias)
+    assert torch.allclose(heads(x), own(x), atol=1e-6)
+    assert torch.allclose(heads(x, 2), own(x, 2), atol=1e-6)
+    with pytest.raises(RuntimeError, match="share_output"):
+        MedusaHeads(32, 48, 1, own_output=False)(x)
+
+
+@pytest.mark.parametrize("kind", ["shared", "reduced", "shared and reduced"])
+def test_cheaper_heads_decode_the_plain_text(base, kind):
+    """Whatever the heads guess from, the text is the model's; a reduced vocabulary proposes only its own tokens."""
+    heads = KINDS[kind](base)
+    model = MedusaModel(base, heads)
+    tree = CandidateTree(((0,), (1,), (0, 0), (2,), (0, 1), (0, 0, 0)))
+    prompts = [[5, 6, 7], [9, 8, 30, 4]]
+    plain = model.generate(prompts, max_new_tokens=40, eos_token_id=[])
+    with_tree = model.generate(prompts, tree=tree, max_new_tokens=40, eos_token_id=[])
+    assert with_tree.tokens == plain.tokens
+    proposed = propose(heads, torch.randn(6, 32), 2, 4)
+    if heads.token_map is not None:
+        assert set(proposed.flatten().tolist()) <= set(heads.token_map.tolist())
+    ranks = profile(model, prompts, [True, False], max_new_tokens=40, candidates=4)
+    assert replay(tree, ranks).acceptance_length == pytest.approx(with_tree.acceptance_length)
+
+
+def test_bad_token_maps_and_formats_are_named(tmp_path, base):
+    output = base.get_output_embeddings().weight
+    with pytest.raises(InputError, match="token_map names tokens outside of the 48"):
+        MedusaModel(
+            base,
+            shared_heads(base, token_map=torch.tensor([1, 2, 3])).__class__(32, 48, 1, token_map=torch.tensor([1, 48])),
+        )
+    with pytest.raises(InputError, match="formats of heads: medusa, pt, tgi-v2, vllm"):
+        save_heads(tiny_heads(base), tmp_path, "b", form="onnx")
+    with pytest.raises(InputError, match="hand over the model's"):
+        save_heads(shared_heads(base), tmp_path, "b", form="vllm")
+    save_heads(shared_heads(base), tmp_path / "v", "b", form="vllm", shared=output)
+    config = json.loads((tmp_path / "v" / "config.json").read_text())
+    del config["vocab_size"]
+    (tmp_path / "v" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match='field "vocab_size" is missing'):
+        load_heads(str(tmp_path / "v"))
+
+
 def test_the_published_keys_are_the_ones_written(base):
-    keys = state_of_heads(tiny_heads(base, heads=1, blocks=2))
+    keys = medusa_state(tiny_heads(base, heads=1, blocks=2))
     assert list(keys) == ["0.0.linear.weight", "0.0.linear.bias", "0.1.linear.weight", "0.1.linear.bias", "0.2.weight"]
 
 
 def test_the_batched_heads_compute_what_separate_modules_would(base):
     heads = tiny_heads(base, blocks=2)
-    state, x = state_of_heads(heads), torch.randn(5, heads.hidden_size)
+    state, x = medusa_state(heads), torch.randn(5, heads.hidden_size)
     for k in range(heads.num_heads):
         y = x
         for j in range(2):
@@ -70,7 +208,7 @@ def test_a_full_checkpoint_carries_its_heads(tmp_path, base, shard):
     save_base(base, tmp_path)
     full = {
         **{k: v.clone() for k, v in base.state_dict().items()},
-        **{f"medusa_head.{k}": v for k, v in state_of_heads(heads).items()},
+        **{f"medusa_head.{k}": v for k, v in medusa_state(heads).items()},
     }
     base.save_pretrained(tmp_path, state_dict=full, max_shard_size=shard)
     assert (tmp_path / "model.safetensors.index.json").exists() == (shard == "20KB")
@@ -120,7 +258,7 @@ def drop(key):
     ],
 )
 def test_states_that_are_not_heads_are_named(tmp_path, base, change, words):
-    state = state_of_heads(tiny_heads(base))
+    state = medusa_state(tiny_heads(base))
     change(state)
     save_file(state, tmp_path / "medusa_lm_head.safetensors")
     with pytest.raises(InputError, match=words):

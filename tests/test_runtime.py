@@ -217,7 +217,7 @@ def test_the_attention_mask_matches_its_definition(tree, lengths, window, spare)
         ([[]], CandidateTree(), 5, "empty"),
         ([[1] * 400], CandidateTree(), 200, "400 tokens and 200 new ones exceed the 512"),
         ([[1]], CandidateTree.chain(HEADS + 1), 5, "5 deep but tiny llama has 4"),
-        ([[1]], CandidateTree(tuple((r,) for r in range(VOCAB + 1))), 5, "vocabulary has only 48"),
+        ([[1]], CandidateTree(tuple((r,) for r in range(VOCAB + 1))), 5, "heads propose only 48 tokens"),
         ([[1]], CandidateTree(), 0, "at least 1"),
     ],
 )
