@@ -21,6 +21,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from .errors import InputError
 from .files import write_beside
@@ -175,3 +176,34 @@ def save_heads(
             save_file(state, beside, metadata={"format": "pt"})
     with write_beside(folder / "config.json") as beside:
         beside.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+
+
+def save_full(base: PreTrainedModel, heads: MedusaHeads, folder: Path) -> None:
+    """Write the backbone with the heads beside it, as ``medusa_head.{k}...`` in a shard of their own.
+
+    transformers reads the backbone from it, and :func:`load_heads` the heads. The heads' keys are those of ``medusa``
+    (without output layers, where the model's own is shared), or of ``vllm`` where they have a token map.
+    """
+    if heads.token_map is None:
+        state, said = medusa_state(heads), medusa_config(heads, "")
+        base.config.update({k: said[k] for k in ("medusa_num_heads", "medusa_num_layers")})
+    else:
+        output = base.get_output_embeddings().weight
+        state, said = vllm_state(heads, output[heads.token_map]), vllm_config(heads, "")
+        base.config.update({k: said[k] for k in ("truncated_vocab_size", "medusa_fc_bias", "original_lm_head")})
+    folder.mkdir(parents=True, exist_ok=True)
+    index = folder / INDEX
+    index.unlink(missing_ok=True)  # of an earlier save, with other shards
+    base.save_pretrained(folder)
+    if index.is_file():
+        table = json.loads(index.read_text("utf-8"))
+    else:  # one shard: give it the name of a first one, since transformers would not look for a second
+        first = "model-backbone.safetensors"
+        (folder / WEIGHTS).rename(folder / first)
+        with safe_open(folder / first, "pt") as file:
+            table = {"metadata": {}, "weight_map": dict.fromkeys(file.keys(), first)}
+    with write_beside(folder / "model-heads.safetensors") as beside:
+        save_file({PREFIX + key: value for key, value in state.items()}, beside, metadata={"format": "pt"})
+    table["weight_map"] |= {PREFIX + key: "model-heads.safetensors" for key in state}
+    with write_beside(index) as beside:
+        beside.write_text(json.dumps(table, indent=2) + "\n", "utf-8")

@@ -8,6 +8,7 @@ from conftest import tiny_base, tiny_heads
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
 from medusa_runtime import CandidateTree, InputError, MedusaHeads, MedusaModel
@@ -23,10 +24,13 @@ def same(a, b):
     return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
-def save_base(base, folder):
+def save_base(base, folder, split=False):
+    """A model with a tokenizer of numbers; ``split`` makes each word one of its own, else a text is one token."""
     base.save_pretrained(folder)
-    words = WordLevel({str(i): i for i in range(base.config.vocab_size)}, unk_token="0")
-    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), unk_token="0").save_pretrained(folder)
+    words = Tokenizer(WordLevel({str(i): i for i in range(base.config.vocab_size)}, unk_token="0"))
+    if split:
+        words.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="0").save_pretrained(folder)
 
 
 @pytest.fixture

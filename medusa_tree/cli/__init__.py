@@ -15,6 +15,7 @@ from .plan import plan
 from .report import report
 from .show import show
 from .trace import trace
+from .train import train
 from .validate import validate
 
 
@@ -34,6 +35,7 @@ def main() -> None:
     """Measure, choose and prove the candidate tree of a Medusa speculative decoder.
 
     \b
+    medusa-tree train --model M --data FILE -o heads   train heads where there are none
     medusa-tree calibrate --model demo -o tree.json    measure heads and device, plan the tree
     medusa-tree validate tree.json                     decode with it: is what was predicted what is measured?
     medusa-tree report tree.json                       one page to read and to pass on
@@ -41,5 +43,5 @@ def main() -> None:
     """
 
 
-for command in (calibrate, plan, validate, compare, report, show, export, generate, trace):
+for command in (calibrate, plan, validate, compare, report, show, export, generate, trace, train):
     main.add_command(command)

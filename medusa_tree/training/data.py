@@ -1,0 +1,205 @@
+"""Training rows: texts, conversations and the model's own answers, tokenised, with the tokens that count as labels."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from medusa_runtime.errors import InputError
+
+from .loss import IGNORE
+
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """Token ids and their labels: the same, or IGNORE where a token was not the model's to write.
+
+    Rows of one ``group`` (pieces of a document or conversation) are held out together.
+    """
+
+    ids: list[int]
+    labels: list[int]
+    group: str = ""
+
+    @property
+    def example(self) -> dict[str, list[int]]:
+        """The row as the trainer's datasets have it."""
+        return {"input_ids": self.ids, "labels": self.labels}
+
+    @property
+    def prompt(self) -> list[int]:
+        """What stands before the first token that counts; of plain text the first PROMPT tokens, half of it at most."""
+        first = next((i for i, label in enumerate(self.labels) if label != IGNORE), 0)
+        return self.ids[: first or min(PROMPT, len(self.ids) // 2)]
+
+
+PROMPT = 64  # tokens of a plain text that stand for a prompt
+
+
+def read_rows(path: Path, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Row]:
+    """Read training rows; the ending decides: ``.jsonl`` one object a line, ``.json`` a list of them, else one text,
+    cut into rows of ``max_length`` tokens.
+
+    An object holds "text" (all of it counts), a conversation ("messages", "conversations"; the assistant's turns count),
+    or an answer of the model ("prompt_ids" and "response_ids", as self-distillation writes them; the answer counts).
+    Longer rows are cut into pieces of ``max_length``.
+
+    Raises:
+        InputError: names file and line: missing, empty, not JSON, without text, a role that is not known, a
+            conversation for a tokenizer without a chat template, token ids outside of the vocabulary.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: training data cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from None
+    rows: list[Row] = []
+    if path.suffix == ".json":
+        data = _load(text, str(path))
+        if not isinstance(data, list):
+            raise InputError(f"{path}: holds no list of rows; for one object a line name it .jsonl")
+        rows = [_row(entry, f"{path}, entry {i}", tokenizer) for i, entry in enumerate(data, start=1)]
+    elif path.suffix == ".jsonl":
+        for i, line in enumerate(text.splitlines(), start=1):
+            if line.strip():
+                rows.append(_row(_load(line, f"{path}, line {i}"), f"{path}, line {i}", tokenizer))
+    elif text.strip():
+        ids = _ids(tokenizer, text)  # one text has no documents to tell apart: its pieces are held out each for itself
+        rows = [Row(ids[i : i + max_length], ids[i : i + max_length], str(i)) for i in range(0, len(ids), max_length)]
+    pieces = [piece for row in rows for piece in cut(row, max_length)]
+    if not pieces:
+        raise InputError(f"{path}: no training rows in it")
+    return pieces
+
+
+def _load(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{where}: not JSON ({error})") from None
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, verbose=False)["input_ids"]
+    return ids
+
+
+def _row(entry: Any, where: str, tokenizer: PreTrainedTokenizerBase) -> Row:
+    if not isinstance(entry, dict):
+        raise InputError(f'{where}: not an object; write {{"text": ...}} or {{"messages": [...]}}')
+    if "response_ids" in entry:
+        return _answer(entry, where, tokenizer)
+    turns = entry.get("messages", entry.get("conversations"))
+    if turns is not None:
+        return _conversation(turns, where, tokenizer, _group(entry, where))
+    if not isinstance(entry.get("text"), str) or not entry["text"]:
+        raise InputError(f'{where}: no text in it; "text", "messages", "conversations" or "response_ids" is needed')
+    ids = _ids(tokenizer, entry["text"])
+    return Row(ids, ids, _group(entry, where))
+
+
+def _group(entry: dict[str, Any], where: str) -> str:
+    return str(entry.get("group", where))
+
+
+def _answer(entry: dict[str, Any], where: str, tokenizer: PreTrainedTokenizerBase) -> Row:
+    parts, vocab = [], len(tokenizer)
+    for name in ("prompt_ids", "response_ids"):
+        ids = entry.get(name)
+        if not isinstance(ids, list) or not ids or not all(isinstance(t, int) and 0 <= t < vocab for t in ids):
+            raise InputError(
+                f'{where}: "{name}" must be a list of token ids below {vocab}; was it made with another tokenizer?'
+            )
+        parts.append(ids)
+    prompt, answer = parts
+    return Row(prompt + answer, [IGNORE] * len(prompt) + answer, _group(entry, where))
+
+
+def _conversation(turns: Any, where: str, tokenizer: PreTrainedTokenizerBase, group: str) -> Row:
+    """The template is applied to ever longer beginnings, so that each turn's tokens are known whatever it looks like."""
+    if not tokenizer.chat_template:
+        raise InputError(
+            f"{where}: is a conversation, but the tokenizer has no chat template; set one, or give the data as plain text"
+        )
+    if not isinstance(turns, list) or not turns:
+        raise InputError(f"{where}: the conversation is not a list of turns")
+    messages: list[dict[str, str]] = []
+    ids: list[int] = []
+    labels: list[int] = []
+    for i, turn in enumerate(turns):
+        role = ROLES.get(str(turn.get("role", turn.get("from")))) if isinstance(turn, dict) else None
+        content = turn.get("content", turn.get("value")) if isinstance(turn, dict) else None
+        if role is None or not isinstance(content, str):
+            raise InputError(f"{where}: turn {i} has no known role and text; roles: {', '.join(ROLES)}")
+        messages.append({"role": role, "content": content})
+        upcoming = i + 1 < len(turns) and role == "user"
+        whole = _template(tokenizer, messages, add_generation_prompt=upcoming)
+        if whole[: len(ids)] != ids:  # a template that rewrites what came before: only this turn's end can be told
+            labels = [IGNORE] * len(ids)
+            ids = whole[: len(ids)]
+        new = whole[len(ids) :]
+        labels += new if role == "assistant" else [IGNORE] * len(new)
+        ids = whole
+    if all(label == IGNORE for label in labels):
+        raise InputError(f"{where}: no turn of the assistant in it, so there is nothing to learn")
+    return Row(ids, labels, group)
+
+
+def _template(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], add_generation_prompt: bool
+) -> list[int]:
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return ids
+
+
+def cut(row: Row, length: int) -> list[Row]:
+    """Pieces of at most ``length`` tokens; those in which nothing counts are dropped."""
+    pieces = [
+        Row(row.ids[i : i + length], row.labels[i : i + length], row.group) for i in range(0, len(row.ids), length)
+    ]
+    return [p for p in pieces if any(label != IGNORE for label in p.labels[1:])]
+
+
+def split(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
+    """(training, held-out) rows: whole groups, drawn at random until ``share`` of the rows is reached.
+
+    Raises:
+        InputError: a share that leaves one of them empty.
+    """
+    sizes = Counter(r.group for r in rows)
+    groups = sorted(sizes)
+    if not 0 < share < 1 or len(groups) < 2:
+        raise InputError(
+            f"--held-out {share}: of {len(groups)} document(s) both parts need at least one; give another share, more data or --eval FILE"
+        )
+    order = [groups[i] for i in np.random.default_rng(seed).permutation(len(groups))]
+    enough = int(np.searchsorted(np.cumsum([sizes[g] for g in order]), share * len(rows))) + 1
+    held = set(order[: min(enough, len(groups) - 1)])
+    return [r for r in rows if r.group not in held], [r for r in rows if r.group in held]
+
+
+def collate(examples: Sequence[Mapping[str, list[int]]], pad: int) -> dict[str, Tensor]:
+    """(B, S) input_ids, attention_mask and labels, padded on the right."""
+    longest = max(len(e["input_ids"]) for e in examples)
+
+    def padded(values: list[int], fill: int) -> list[int]:
+        return values + [fill] * (longest - len(values))
+
+    return {
+        "input_ids": torch.tensor([padded(e["input_ids"], pad) for e in examples]),
+        "attention_mask": torch.tensor([padded([1] * len(e["input_ids"]), 0) for e in examples]),
+        "labels": torch.tensor([padded(e["labels"], IGNORE) for e in examples]),
+    }

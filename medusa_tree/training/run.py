@@ -1,0 +1,260 @@
+"""A training run from names to a folder: data, self-distillation, fitting, checkpoint, figures."""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from medusa_runtime.checkpoint import FORMATS, read_config, save_full, save_heads
+from medusa_runtime.errors import InputError
+from medusa_runtime.files import write_beside
+from medusa_runtime.heads import MedusaHeads
+from medusa_runtime.model import DTYPES, MedusaModel
+
+from ..corpus import read_corpus
+from .data import read_rows, split
+from .distill import answer, is_answers, join_answers
+from .evaluate import Acceptance, Scores, acceptance, score
+from .model import TrainingModel, frequent_tokens, new_heads
+from .recipe import Recipe
+from .trainer import fit, newest_checkpoint
+
+WORK = "work"  # folder under the output for what a run needs to go on: checkpoints, answers, settings
+SETTINGS = "settings.json"
+
+Report = Callable[[str, int, int], object]  # stage, done, of how many
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """How the model answers the prompts itself; see :func:`medusa_tree.training.distill.answer`."""
+
+    max_new_tokens: int = 512
+    temperature: float = 0.0
+    top_p: float = 1.0
+    batch_size: int = 32
+
+
+@dataclass(frozen=True)
+class Run:
+    """What to train on and where to put it.
+
+    model: folder or Hub id of the backbone.
+    data: training rows; where ``distillation`` is given prompts, or the answers that an earlier run left.
+    evaluation: held-out rows, taken as they are, or None to hold out ``held_out`` of the documents.
+    form: one of checkpoint.FORMATS, or None for the one that carries the heads most widely.
+    """
+
+    model: str
+    data: Path
+    output: Path
+    recipe: Recipe
+    distillation: Distillation | None = None
+    evaluation: Path | None = None
+    held_out: float = 0.05
+    form: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    quantize: str | None = None
+    trust_remote_code: bool = False
+    resume: bool = False
+    eval_prompts: int = 64
+    eval_new_tokens: int = 128
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to: the log of :func:`fit`, scores on held-out text before and after, replay acceptance, seconds and
+    bytes (the peak of the process, or of the GPU where there is one)."""
+
+    log: list[dict[str, Any]]
+    before: Scores
+    after: Scores
+    acceptance: list[Acceptance]
+    rows: int
+    held_out_rows: int
+    held_out_prompts: int
+    seconds: float
+    peak_bytes: int
+    heads: MedusaHeads
+
+
+def run(job: Run, report: Report = lambda stage, done, total: None) -> Outcome | None:
+    """Train and save. Returns None on processes other than the main one.
+
+    Raises:
+        InputError: names the file, line or option that is wrong; see the parts.
+    """
+    begin = time.monotonic()
+    state = PartialState(cpu=job.device == "cpu")
+    work = job.output / WORK
+    _claim(job, work, state)
+    tokenizer, base = _load(job, state.device)
+    form = check_form(job.form, job.recipe)
+    saved_dtype = base.config.dtype or torch.float32
+    places = getattr(base.config.get_text_config(), "max_position_embeddings", None)
+    length = min(job.recipe.max_length, places or job.recipe.max_length)
+
+    data = job.data
+    if job.distillation is not None and not is_answers(data):
+        data = _distilled(job, job.distillation, base, tokenizer, work / "answers", state, report)
+    rows = read_rows(data, tokenizer, length)
+    if job.evaluation is not None:
+        held = read_rows(job.evaluation, tokenizer, length)
+    else:
+        rows, held = split(rows, job.held_out, job.recipe.seed)
+    if max(map(max, (r.ids for r in rows))) >= base.get_input_embeddings().weight.shape[0]:
+        raise InputError(
+            f"{data}: has tokens outside of the {base.get_input_embeddings().weight.shape[0]} of {job.model}; was it made with its tokenizer?"
+        )
+
+    token_map = None
+    if job.recipe.draft_vocab is not None:
+        vocab = base.get_output_embeddings().weight.shape[0]
+        token_map = frequent_tokens(
+            [[t for t in r.labels if t >= 0] for r in rows], vocab, job.recipe.draft_vocab
+        )  # what heads are to guess
+    torch.manual_seed(job.recipe.seed)
+    model = TrainingModel(base, new_heads(base, job.recipe, token_map), job.recipe).to(state.device)
+    mixed = saved_dtype in (torch.bfloat16, torch.float16)
+    with torch.autocast(state.device.type, torch.bfloat16, enabled=mixed):
+        before = score(model, held, job.recipe.batch_size)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    log = fit(
+        model, job.recipe, rows, held, work, pad, lambda done, total: report("Training (steps)", done, total),
+        bf16=mixed, use_cpu=state.device.type == "cpu",
+    )  # fmt: skip
+    with torch.autocast(state.device.type, torch.bfloat16, enabled=mixed):
+        after = score(model, held, job.recipe.batch_size)
+    if not state.is_main_process:
+        state.wait_for_everyone()
+        return None
+
+    heads = model.heads.to(saved_dtype).requires_grad_(False)
+    trained = model.trained_base()
+    if job.quantize is None:
+        trained = trained.to(saved_dtype)
+    output_weight = trained.get_output_embeddings().weight
+    if job.recipe.joint:
+        save_full(trained, heads, job.output)
+        tokenizer.save_pretrained(job.output)
+    if not job.recipe.joint or job.form is not None:
+        where = job.output / "heads" if job.recipe.joint else job.output
+        name = str(job.output.resolve()) if job.recipe.joint else job.model
+        save_heads(heads, where, name, form, output_weight)
+    served = MedusaModel(trained, heads, tokenizer, name=job.model)
+    prompts = [r.prompt for r in held if len(r.prompt)][: job.eval_prompts]
+    measured = acceptance(
+        served, prompts, job.eval_new_tokens, progress=lambda n: report("Profiling (prompts)", n, len(prompts))
+    )
+    state.wait_for_everyone()
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if state.device.type == "cuda"
+        else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    )
+    return Outcome(
+        log, before, after, measured, len(rows), len(held), len(prompts), time.monotonic() - begin, peak, heads
+    )
+
+
+def check_form(form: str | None, recipe: Recipe) -> str:
+    """The format to write heads in: the one asked for if it can carry them, else the most widely read one that can.
+
+    Raises:
+        InputError: one that cannot.
+    """
+    able = ["vllm"]
+    if recipe.draft_vocab is None:
+        if recipe.own_output:
+            able = ["medusa", "pt", "vllm"]
+        elif recipe.blocks == 1:
+            able = ["tgi-v2", "vllm"]
+    if form is not None and form not in able:
+        what = FORMATS if form not in FORMATS else able
+        raise InputError(f"--format {form}: cannot carry these heads; use {' or '.join(what)}")
+    return form or able[0]
+
+
+def _claim(job: Run, work: Path, state: PartialState) -> None:
+    """Take the output folder for this run, or go on with the one that stands in it."""
+    wanted = {"model": job.model, "data": str(job.data), **job.recipe.to_json()}
+    path = work / SETTINGS
+    begun = newest_checkpoint(work) is not None or any(work.glob("answers/answers-*.jsonl"))
+    if begun and path.is_file():
+        before = json.loads(path.read_text("utf-8"))
+        other = [k for k in wanted if before.get(k) != wanted[k]]
+        if not job.resume:
+            raise InputError(
+                f"-o {job.output}: a run was begun there; go on with it by --resume, or give another folder"
+            )
+        if other:
+            raise InputError(
+                f"-o {job.output}: its run has {other[0]} {before.get(other[0])!r}, not {wanted[other[0]]!r}; resume it with the same options"
+            )
+    elif state.is_main_process:
+        work.mkdir(parents=True, exist_ok=True)
+        with write_beside(path) as beside:
+            beside.write_text(json.dumps(wanted, indent=2) + "\n", "utf-8")
+    state.wait_for_everyone()
+
+
+def _load(job: Run, device: torch.device) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """Tokenizer and backbone on ``device``; in float32 where all its weights are trained, else as it was saved."""
+    read_config(job.model)
+    full = job.recipe.joint and job.recipe.lora_rank == 0
+    if job.quantize and full:
+        raise InputError("--quantize: a quantised backbone cannot be trained in full; use --lora-rank or medusa-1")
+    settings: dict[str, Any] = {
+        "dtype": torch.float32 if full else "auto" if job.dtype is None else DTYPES[job.dtype],
+        "trust_remote_code": job.trust_remote_code,
+    }
+    if job.quantize:
+        from transformers import BitsAndBytesConfig
+
+        settings["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=job.quantize == "4bit",
+            load_in_8bit=job.quantize == "8bit",
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+        settings["device_map"] = {"": device}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(job.model, trust_remote_code=job.trust_remote_code)
+        base = AutoModelForCausalLM.from_pretrained(job.model, **settings)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise InputError(f"{job.model}: cannot be loaded as a causal LM with its tokenizer: {error}") from None
+    return tokenizer, base if job.quantize else base.to(device)
+
+
+def _distilled(
+    job: Run, how: Distillation, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path,
+    state: PartialState, report: Report,
+) -> Path:  # fmt: skip
+    """The model's own answers to the prompts in ``job.data``, as a file of training rows."""
+    prompts = read_corpus(job.data)
+    made = 0
+
+    def progress(done: int) -> None:
+        nonlocal made
+        made += done
+        report("Answering (prompts)", made, len(prompts))
+
+    answer(
+        base, tokenizer, prompts, folder, max_new_tokens=how.max_new_tokens, temperature=how.temperature, top_p=how.top_p,
+        batch_size=how.batch_size, seed=job.recipe.seed, process=(state.process_index, state.num_processes), progress=progress,
+    )  # fmt: skip
+    state.wait_for_everyone()
+    joined = folder / "answers.jsonl"
+    if state.is_main_process:
+        join_answers(folder, joined)
+    state.wait_for_everyone()
+    return joined

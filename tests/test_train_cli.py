@@ -1,0 +1,154 @@
+"""medusa-tree train on a tiny saved model: every recipe to heads that load, decode and are reported; what is wrong, named."""
+
+import json
+import random
+
+import pytest
+import torch
+import transformers
+from click.testing import CliRunner
+from conftest import tiny_base
+from safetensors import safe_open
+from test_checkpoint import save_base
+
+from medusa_runtime import CandidateTree, MedusaModel
+from medusa_tree.cli import main
+
+FAST = ("--max-steps", 6, "--batch-size", 4, "--max-length", 24, "--eval-prompts", 4, "--heads", 2, "--device", "cpu")
+
+
+def run(*args, code=0):
+    result = CliRunner().invoke(main, ["train", *(str(a) for a in args)])
+    assert result.exit_code == code, result.output + repr(result.exception)
+    assert "Traceback" not in result.output
+    return result
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A saved tiny Llama that splits its numbers, and training text beside it."""
+    folder = tmp_path_factory.mktemp("base")
+    save_base(tiny_base("llama"), folder, split=True)
+    draw = random.Random(0)
+    rows = [{"text": " ".join(str(draw.randrange(3, 40)) for _ in range(30))} for _ in range(24)]
+    (folder / "data.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    prompts = [{"prompt": " ".join(str(draw.randrange(3, 40)) for _ in range(5 + i % 4))} for i in range(16)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(p) + "\n" for p in prompts))
+    return folder
+
+
+def decodes_as_its_base(folder):
+    """The trained model loads as a user would load it, and its tree text is its plain text."""
+    model = MedusaModel.from_pretrained(folder)
+    tree = CandidateTree(((0,), (1,), (0, 0), (0, 1)))
+    with_tree = model.generate([[5, 6, 7]], tree=tree, max_new_tokens=12).tokens
+    assert with_tree == model.generate([[5, 6, 7]], max_new_tokens=12).tokens
+    return model
+
+
+def test_medusa_1_leaves_a_heads_repository_with_card_curves_and_figures(tmp_path, base):
+    out = tmp_path / "heads"
+    result = run("--model", base, "--data", base / "data.jsonl", *FAST, "-o", out)
+    assert "Head accuracy on held-out text" in result.output
+    assert "Acceptance length by replay" in result.output
+    assert "Next: medusa-tree calibrate" in result.output
+    model = decodes_as_its_base(out)
+    assert (model.num_heads, model.name) == (2, str(base))
+    original = transformers.AutoModelForCausalLM.from_pretrained(base).state_dict()
+    assert all(torch.equal(original[k], v) for k, v in model.base.state_dict().items())
+    figures = json.loads((out / "training.json").read_text())
+    assert figures["after"]["base_loss"] == figures["before"]["base_loss"]
+    assert [a["nodes"] for a in figures["acceptance_length"]] == [16, 32, 64]
+    assert all(1 <= a["low"] <= a["value"] <= a["high"] <= 3 for a in figures["acceptance_length"])
+    assert len(figures["after"]["head_top_k"]) == 2
+    assert any("head_1" in e for e in figures["log"])
+    card = (out / "README.md").read_text()
+    assert "2 Medusa heads" in card
+    assert f"| 16 | {figures['acceptance_length'][0]['value']:.3f} |" in card
+    assert (out / "training.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_medusa_2_leaves_a_full_model_that_carries_its_heads(tmp_path, base, rank):
+    out = tmp_path / "full"
+    how = (
+        "--recipe",
+        "medusa-2",
+        "--lora-rank",
+        rank,
+        "--heads-first",
+        0.2,
+        "--learning-rate",
+        0.01,
+        "--backbone-rate",
+        1,
+    )
+    result = run("--model", base, "--data", base / "data.jsonl", *FAST, *how, "--format", "vllm", "--json", "-o", out)
+    figures = json.loads(result.stdout)
+    assert "log" not in figures
+    assert figures["recipe"]["lora_rank"] == rank
+    model = decodes_as_its_base(out)
+    again = transformers.AutoModelForCausalLM.from_pretrained(out)  # transformers itself reads the backbone
+    original = transformers.AutoModelForCausalLM.from_pretrained(base)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    assert not torch.allclose(again(ids).logits, original(ids).logits, atol=1e-3), "the backbone has learnt"
+    assert all(torch.equal(v, model.base.state_dict()[k]) for k, v in again.state_dict().items())
+    with safe_open(out / "model-heads.safetensors", "pt") as file:
+        assert "medusa_head.0.0.linear.weight" in file.keys()  # noqa: SIM118
+    alone = MedusaModel.from_pretrained(out, out / "heads")
+    assert all(torch.equal(v, alone.medusa_heads.state_dict()[k]) for k, v in model.medusa_heads.state_dict().items())
+
+
+def test_self_distillation_answers_trains_and_resumes_from_what_stands(tmp_path, base):
+    out = tmp_path / "own"
+    how = ("--self-distill", "--max-new-tokens", 12, "--answer-batch", 8, "--shared-output", "--held-out", 0.3)
+    options = ("--model", base, "--data", base / "prompts.jsonl", *FAST, *how)
+    run(*options, "-o", out)
+    answers = out / "work" / "answers" / "answers.jsonl"
+    rows = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert len(rows) == 16
+    assert all(len(r["response_ids"]) == 12 for r in rows)
+    assert decodes_as_its_base(out).medusa_heads.output_weight is None
+    refused = run(*options, "-o", out, code=2)
+    assert "go on with it by --resume" in refused.output
+    other = run(*options, "--blocks", 2, "--resume", "-o", out, code=2)
+    assert "its run has blocks 1, not 2" in other.output
+    before = answers.read_bytes()
+    run(*options, "--resume", "-o", out)
+    assert answers.read_bytes() == before
+    taken = run(
+        "--model",
+        base,
+        "--data",
+        answers,
+        *FAST,
+        "--self-distill",
+        "--draft-vocab",
+        20,
+        "--held-out",
+        0.3,
+        "-o",
+        tmp_path / "again",
+    )
+    assert "Answering" not in taken.output
+    assert len(decodes_as_its_base(tmp_path / "again").medusa_heads.token_map) == 20
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--data", "nowhere.jsonl"), r"nowhere.jsonl: training data cannot be read"),
+        (("--heads", "0"), "--heads 0: must be from 1 to 64"),
+        (("--draft-vocab", "48"), "--draft-vocab 48: the vocabulary has 48 tokens"),
+        (("--shared-output", "--format", "medusa"), "--format medusa: cannot carry these heads; use tgi-v2 or vllm"),
+        (("--model", "no/such/folder"), "no such folder here"),
+        (("--held-out", "0"), "--held-out 0.0"),
+        (("--recipe", "medusa-2", "--lora-rank", "0", "--quantize", "4bit"), "a quantised backbone cannot be trained in full"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_trained_is_refused_before_work(tmp_path, base, options, words):
+    given = {"--model": base, "--data": base / "data.jsonl"}
+    rest = [x for pair in given.items() if pair[0] not in options for x in pair]
+    result = run(*rest, *FAST[:-4], "--device", "cpu", *options, "-o", tmp_path / "out", code=2)
+    assert words in " ".join(result.output.replace("│", " ").split())
+    assert not list(tmp_path.glob("out/*.safetensors"))
