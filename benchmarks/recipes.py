@@ -1,7 +1,7 @@
 """What each recipe, and each cheaper kind of head, is worth on the demo: same backbone, same number of steps.
 
-    python data/demo/train.py --text work --answers   # the demo's training and held-out text, and its answers
-    python benchmarks/recipes.py work -o benchmarks/results/recipes.json
+    python data/demo/train.py --text work     # the demo's training and held-out text, and prompts from training files
+    python benchmarks/recipes.py work -o benchmarks/results/recipes-cpu.json
 
 Every variant is trained by the product itself and read back from its checkpoint. Accuracy and the backbone's loss are on
 held-out text; acceptance length is by replay on the bundled held-out prompts, trees chosen on one half and replayed on the
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,10 @@ def trained(work: Path, name: str, steps: int) -> tuple[Path, dict[str, Any]]:
         recipe = Recipe(
             max_steps=steps, batch_size=ROWS[data], max_length=512, learning_rate=RATE, backbone_rate=0.1, **settings
         )
+        made = (work / data).is_file()  # the first self-distilled variant makes the answers, the others take them
         job = Run(
-            resolve_model("demo", None)[0], work / data, out, recipe, Distillation() if recipe.distill else None,
-            work / "held.jsonl", resume=True, eval_prompts=16,
+            resolve_model("demo", None)[0], work / data if made else work / "prompts.jsonl", out, recipe,
+            Distillation(max_new_tokens=128, batch_size=128) if recipe.distill else None, work / "held.jsonl", resume=True, eval_prompts=16,
         )  # fmt: skip
 
         def report(stage: str, done: int, total: int) -> None:
@@ -71,6 +73,8 @@ def trained(work: Path, name: str, steps: int) -> tuple[Path, dict[str, Any]]:
         outcome = run(job, report)
         if outcome is None:
             raise SystemExit("run this benchmark as one process")
+        if not made:
+            shutil.copy(out / "work" / "answers" / "answers.jsonl", work / data)
         kept.write_text(json.dumps(summary(job, outcome)))
     return out, json.loads(kept.read_text())
 

@@ -1,12 +1,13 @@
-"""Train the demo model: a small Llama with 4 Medusa heads on the Python standard library's source.
+"""The demo's backbone, a small Llama trained on the Python standard library's source, and the text for its heads.
 
-    python data/demo/train.py -o data/demo/model --prompts data/prompts/demo.jsonl
+    python data/demo/train.py -o data/demo/model --prompts data/prompts/demo.jsonl    # the backbone, from scratch
+    python data/demo/train.py --text work                                             # what its heads are trained on
 
-From scratch, on whatever CPython runs it (the bundled weights: 3.11.7), in two stages: the backbone
-alone, then backbone and heads together (the joint objective of Medusa-2, arXiv 2401.10774 §2.2.2).
-Files are split by a hash of their path; one in 16 is never trained on, and gives the calibration and
-held-out prompts and the figures in the model card. The clock sets the schedule (`--minutes`), so two
-runs differ in steps taken; the steps are recorded in the card.
+On whatever CPython runs it (the bundled weights: 3.11.7), in two stages: the backbone alone, then together with heads that are
+dropped at the end (the joint objective of Medusa-2, arXiv 2401.10774 §2.2.2). The heads that are shipped are trained on
+the finished backbone by `medusa-tree train`; README.md has the command. Files are split by a hash of their path; one in 16 is
+never trained on, and gives the calibration and held-out prompts and the figures in the model card. The clock sets
+the schedule (`--minutes`), so two runs differ in steps taken; the steps are recorded in the card.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from medusa_runtime.checkpoint import save_heads
 from medusa_runtime.heads import MedusaHeads
 
 END = "<|endoftext|>"
@@ -203,12 +203,34 @@ def train(model: LlamaForCausalLM, heads: MedusaHeads, stream: np.ndarray, minut
     return step
 
 
+def write_text(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """The training files' text, 4,000 prompts cut from them, and the middle 512 tokens of each held-out file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    train_files, held_files = source_files()
+    middles = []
+    for name, text in held_files:
+        ids = tokenizer(text, verbose=False)["input_ids"]
+        start = max(0, min(len(ids) // 2, len(ids) - 512))
+        middles.append((name, tokenizer.decode(ids[start : start + 512])))
+    for name, files in (("train", train_files), ("held", middles)):
+        rows = [{"text": text, "group": path} for path, text in files]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    prompts = cut_prompts(train_files, tokenizer, 6000, seed=1)[:4000]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts), "utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=76)
-    parser.add_argument("-o", "--out", type=Path, required=True, help="the model's folder; heads go to ../heads")
-    parser.add_argument("--prompts", type=Path, help="also write the prompts file here")
+    parser.add_argument("-o", "--out", type=Path, help="the backbone's folder")
+    parser.add_argument("--prompts", type=Path, help="also write the held-out prompts here")
+    parser.add_argument("--text", type=Path, help="only write the text that heads are trained on, into this folder")
     args = parser.parse_args()
+    if args.text:
+        write_text(args.text, PreTrainedTokenizerFast.from_pretrained(Path(__file__).parent / "model"))
+        return
+    if not args.out:
+        parser.error("give -o FOLDER to train the backbone, or --text FOLDER")
     torch.manual_seed(0)
 
     train_files, held_files = source_files()
@@ -231,7 +253,6 @@ def main() -> None:
     figures = evaluate(model, heads, held_stream)
     print(json.dumps(figures), flush=True)
     model.to(torch.bfloat16).save_pretrained(args.out)
-    save_heads(heads.to(torch.bfloat16), args.out.parent / "heads", base_model="demo")
     card = {
         "figures": figures, "perplexity": round(math.exp(figures["held_out_loss"]), 3), "steps": steps, "minutes": args.minutes,
         "training_tokens_seen": steps * 4096, **sizes, "python": platform.python_version(), "log": log,

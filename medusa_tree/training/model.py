@@ -56,10 +56,9 @@ class TrainingModel(nn.Module):
         self._body_is_enough = self._output_layer_reads_last_hidden_state()
 
     @property
-    def output_layer(self) -> nn.Module:
+    def output_layer(self) -> Any:
         """The backbone's, adapters or not."""
-        layer: nn.Module = self.base.get_output_embeddings()
-        return layer
+        return self.base.get_output_embeddings()
 
     def _catch_hidden(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         self._hidden = args[0]
