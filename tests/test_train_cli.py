@@ -83,6 +83,8 @@ def test_medusa_2_leaves_a_full_model_that_carries_its_heads(tmp_path, base, ran
         "--backbone-rate",
         1,
     )
+    if rank:
+        how += ("--gradient-checkpointing",)
     result = run("--model", base, "--data", base / "data.jsonl", *FAST, *how, "--format", "vllm", "--json", "-o", out)
     figures = json.loads(result.stdout)
     assert "log" not in figures

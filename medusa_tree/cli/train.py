@@ -76,6 +76,11 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
     show_default=True,
     help="Adapters on the backbone; 0 trains all of it (medusa-2).",
 )
+@click.option(
+    "--gradient-checkpointing",
+    is_flag=True,
+    help="Less memory for the backbone's gradients, a third more time (medusa-2).",
+)
 @click.option("--quantize", type=click.Choice(["4bit", "8bit"]), help="Load the backbone so, by bitsandbytes.")
 @click.option(
     "--format",

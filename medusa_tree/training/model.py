@@ -40,6 +40,8 @@ class TrainingModel(nn.Module):
         self.teacher: PreTrainedModel | None = None
         if recipe.joint and recipe.distill and recipe.lora_rank == 0:
             self.teacher = copy.deepcopy(base).requires_grad_(False).eval()
+        if recipe.gradient_checkpointing:
+            base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         output = base.get_output_embeddings()
         if output is None:
             raise InputError(f"{type(base).__name__} has no output layer, so heads have nothing to start from")

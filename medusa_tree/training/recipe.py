@@ -27,6 +27,7 @@ class Recipe:
     heads_first: share of the steps in which the backbone still rests, as the paper's first stage.
     lora_rank: train adapters of this rank on the backbone; 0 trains all of it.
     distill: the backbone's loss is KL to the model as it was (§2.3.2), not cross-entropy to the text.
+    gradient_checkpointing: run the backbone's layers again for their gradients instead of keeping what they made.
     """
 
     name: str = "medusa-1"
@@ -43,6 +44,7 @@ class Recipe:
     weight_decay: float = 0.0
     lora_rank: int = 32
     distill: bool = False
+    gradient_checkpointing: bool = False
     epochs: float = 1.0
     max_steps: int = -1
     batch_size: int = 8
