@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,8 @@ from .search import ENOUGH
 from .trace import RankTrace, head_accuracy
 
 OWN_GAIN = 0.005  # a point leaves the common order for a tree of its own that replays better by this share
+LARGEST_KNOWN = "largest size known"  # the limit where a tree larger than any considered may be faster
+LARGEST_BATCH = 1 << 16  # beyond which no one looks for the batch at which plain decoding wins
 
 
 @dataclass(frozen=True)
@@ -75,13 +78,21 @@ def plan(
         swaps: try single-node swaps on every chosen tree; slower.
 
     Raises:
-        InputError: the budget cannot be met at any load, with the bound that binds and what is nearest.
+        InputError: the budget cannot be met at any load, with the bound that binds and what is nearest; swaps with an
+            engine, whose bounds they would break.
     """
+    if swaps and engine:
+        raise InputError(
+            f"--swaps: a tree with swapped nodes may be none that {engine} takes; leave out one of the two"
+        )
     latency = calibration.latency
     curves = {load: latency.curve(*load) for load in loads or latency.loads()}
     fit, held = calibration.trace.split()
     largest = max(c.largest for c in curves.values())
-    if (budget.max_nodes or 0) > largest:
+    slowest = 1 + fit.heads  # times plain decoding's step: no tree slower than that can win
+    if (budget.max_nodes or 0) > largest and any(
+        c.at(c.largest, 1) < slowest * c.plain.seconds for c in curves.values()
+    ):
         raise InputError(
             f"--max-nodes {budget.max_nodes}: step latency is known up to {largest} nodes; calibrate with --max-nodes {budget.max_nodes}"
         )
@@ -117,20 +128,28 @@ def plan(
         heads=fit.heads,
         candidates=fit.candidates,
         head_accuracy=tuple(tuple(round(float(a), 6) for a in row) for row in head_accuracy(fit)),
-        provenance={
-            **calibration.provenance,
-            "device": latency.device,
-            "dtype": latency.dtype,
-            **({"modelled": latency.to_json()} if latency.kind == "modelled" else {}),
-            "estimator": fitted.to_json(),
-            "plan": {"budget": budget.to_json(), "engine": engine, "swaps": swaps},
-            "sequences": {"fitting": len(fit.lengths), "held_out": len(held.lengths)},
-            "positions": {"fitting": fit.positions, "held_out": held.positions},
-        },
+        provenance=_record(calibration, fit, held, fitted, budget, engine, swaps),
     )
     return Plan(
         contents, chosen, infeasible, unbounded, _plain_from(contents, latency, offers, budget, calibration.memory)
     )
+
+
+def _record(
+    calibration: Calibration, fit: RankTrace, held: RankTrace, estimator: Estimator, budget: Budget, engine: str | None, swaps: bool
+) -> dict[str, Any]:  # fmt: skip
+    """The calibration's provenance and how this plan was made."""
+    latency = calibration.latency
+    return {
+        **calibration.provenance,
+        "device": latency.device,
+        "dtype": latency.dtype,
+        **({"modelled": latency.to_json()} if latency.kind == "modelled" else {}),
+        "estimator": estimator.to_json(),
+        "plan": {"budget": budget.to_json(), "engine": engine, "swaps": swaps},
+        "sequences": {"fitting": len(fit.lengths), "held_out": len(held.lengths)},
+        "positions": {"fitting": fit.positions, "held_out": held.positions},
+    }
 
 
 def pick(offers: Offers, latency: LatencyCurve, load: Load, budget: Budget, memory: Memory | None) -> Curve:
@@ -155,7 +174,7 @@ def pick(offers: Offers, latency: LatencyCurve, load: Load, budget: Budget, memo
     free = int(np.argmax(rate))
     limit = "" if free == winner or rate[free] <= 1 / plain else ", ".join(n for n, ok in met.items() if not ok[free])
     if winner is not None and not limit and nodes[winner] == latency.largest:
-        limit = "largest size known"
+        limit = LARGEST_KNOWN
     at = 0 if winner is None else 1 + int(np.searchsorted(nodes[best], nodes[winner]))
     acceptance = np.concatenate([[1.0], offers.seen[known[best]]])
     time = np.concatenate([[plain], seconds[best]])
@@ -221,19 +240,23 @@ def _own(
     kind: str,
     swaps: bool,
 ) -> tuple[OperatingPoint, CandidateTree]:
-    """A tree of the point's own, where the common order, made for what a tree of REFERENCE nodes visits, loses to it
-    on the fitting sequences beyond doubt (the 95% interval) and by more than OWN_GAIN."""
-    if not tree.nodes or estimator.name != "visited":
+    """A tree of the point's own (made for what a tree of its size visits, or with nodes swapped), where the common
+    order loses to it on the fitting sequences beyond doubt (the 95% interval) and by more than OWN_GAIN."""
+    visits = estimator.name == "visited"
+    if not tree.nodes or not (visits or swaps):
         return point, tree
     sample = fit.sample(ENOUGH)
-    own = visited_tree(sample, tree.nodes, estimator.kappa, tree.depth)
+    own = visited_tree(sample, tree.nodes, estimator.kappa, tree.depth) if visits else tree
     if swaps:
         own = swap_nodes(own, *sample.halves(), depth=tree.depth)
     before = replay(tree, sample)
     more, low, _ = replay(own, sample).less(before)
     if low <= 0 or more < OWN_GAIN * before.acceptance_length:
         return point, tree
-    why = f"a tree for what {tree.nodes} nodes visit accepts {100 * more / before.acceptance_length:.1f}% more on the fitting sequences"
+    how = [f"for what {tree.nodes} nodes visit"] * visits + ["with nodes swapped"] * swaps
+    why = (
+        f"a tree {' and '.join(how)} accepts {100 * more / before.acceptance_length:.1f}% more on the fitting sequences"
+    )
     new = predict(own, held, latency, (point.batch, point.context), kind, point.limit)
     return replace(new, why_own=why), own
 
@@ -266,19 +289,29 @@ def _plain_from(
         later = [b for b, _ in here if b > max(trees, default=0)]
         found[context] = min(later, default=None)
         if latency.kind == "modelled" and not later:
-            low, high = here[-1][0], here[-1][0]
-            free = Budget(budget.ratio, None, budget.max_nodes, budget.max_depth)
-
-            def wins(batch: int, context: int = context, free: Budget = free) -> bool:
-                return pick(offers, latency.curve(batch, context), (batch, context), free, memory).offer is None
-
-            while high < 1 << 16 and not wins(high):
-                low, high = high, 2 * high
-            while high - low > 1:
-                middle = (low + high) // 2
-                low, high = (low, middle) if wins(middle) else (middle, high)
-            found[context] = high if high < 1 << 16 else None
+            found[context] = _plain_beyond(here[-1][0], context, latency, offers, budget, memory)
     return found
+
+
+def _plain_beyond(
+    batch: int, context: int, latency: Latency, offers: Offers, budget: Budget, memory: Memory | None
+) -> int | None:
+    """The first batch above ``batch`` at which no tree wins, by bisection; a longer step and more memory are granted
+    to it, as no batch that large was asked for. None if there is none up to LARGEST_BATCH."""
+    granted = Budget(budget.ratio, None, budget.max_nodes, budget.max_depth)
+
+    def plain_wins(batch: int) -> bool:
+        return pick(offers, latency.curve(batch, context), (batch, context), granted, memory).offer is None
+
+    low = high = batch
+    while not plain_wins(high):
+        low, high = high, 2 * high
+        if high > LARGEST_BATCH:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if plain_wins(middle) else (middle, high)
+    return high
 
 
 def _rounded(e: Estimate) -> Estimate:
