@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from test_cli import run
 from transformers import AutoModelForCausalLM
 
 from medusa_runtime import MedusaModel
@@ -17,6 +18,14 @@ from medusa_tree.replay import replay
 from medusa_tree.validate import first_difference
 
 PROMPTS, NEW = 64, 128
+
+
+@pytest.fixture(scope="module", autouse=True)
+def both_cores():
+    """The demo is large enough to gain from a second thread; the tiny models elsewhere are not."""
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
@@ -82,12 +91,11 @@ def test_bfloat16_parts_from_plain_text_at_near_ties_only(held_out_prompts, tree
     assert len(parted) < len(prompts) // 2
 
 
-def test_calibrate_then_validate(tmp_path):
-    """The README's first command on a quarter of the prompts, then its proof."""
-    from test_cli import run
-
+def test_calibrate_then_validate(tmp_path, monkeypatch):
+    """The README's first command on a quarter of the prompts, with fewer rounds of timing, then its proof."""
     path = tmp_path / "tree.json"
-    run("calibrate", "--model", "demo", "--prompts", 80, "--dtype", "float32", "-o", path)
+    monkeypatch.setattr("medusa_tree.measure.ROUNDS", 2)
+    run("calibrate", "--model", "demo", "--prompts", 80, "--max-new-tokens", 64, "--dtype", "float32", "-o", path)
     contents = read_tree(path)
     assert contents.operating_points[0].nodes > 0
     result = json.loads(run("validate", path, "--prompts", 20, "--json").stdout)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from matplotlib.image import imread
-from test_cli import calibrate, made, model, run  # noqa: F401 (fixtures)
+from test_cli import run
 from test_plan import calibration, modelled
 
 from medusa_runtime.treefile import read_tree, write_tree
@@ -31,7 +31,7 @@ def page(path, made_calibration, **kwargs):
     return path.read_text(), warnings
 
 
-def test_the_command_writes_a_page_with_every_section(made, tmp_path):  # noqa: F811
+def test_the_command_writes_a_page_with_every_section(made, tmp_path):
     run("report", made, "-o", tmp_path / "r.html")
     html = (tmp_path / "r.html").read_text()
     assert all(section in html for section in SECTIONS)
@@ -67,7 +67,7 @@ def test_modelled_figures_say_so(tmp_path):
     assert "measured" not in html.replace("Nothing here was measured", "")
 
 
-def test_without_its_calibration_the_page_says_what_is_missing(made, tmp_path):  # noqa: F811
+def test_without_its_calibration_the_page_says_what_is_missing(made, tmp_path):
     (tmp_path / "t.json").write_bytes(made.read_bytes())
     result = run("report", tmp_path / "t.json", "-o", tmp_path / "r.html")
     html = (tmp_path / "r.html").read_text()
