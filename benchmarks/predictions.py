@@ -155,8 +155,9 @@ def main() -> None:
         behind_fastest={"fastest_nodes": list(trees)[int(rate.argmax())], "behind": 1 - float(rate[mine] / rate.max()),
                         "behind_interval": [float(behind_low), float(behind_high)]},
         measured_tokens_per_s_by_nodes={str(n): float(x) for n, x in zip(trees, rate, strict=True)},
-        must_hold={"acceptance within 1%": abs(measured / played.acceptance_length - 1) <= 0.01,
-                   "tokens/s within 10%": abs(rate[mine] / predicted - 1) <= 0.1, "chosen within 3% of the fastest": rate[mine] >= 0.97 * rate.max()},
+        must_hold={"acceptance within 1%": bool(abs(measured / played.acceptance_length - 1) <= 0.01),
+                   "tokens/s within 10%": bool(abs(rate[mine] / predicted - 1) <= 0.1),
+                   "chosen within 3% of the fastest": bool(rate[mine] >= 0.97 * rate.max())},
     )  # fmt: skip
 
 

@@ -46,7 +46,7 @@ def _table(title: str, *columns: str, left: int = 1) -> Table:
 
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False)
     for i, name in enumerate(columns):
-        table.add_column(name, justify="left" if i < left else "right", no_wrap=i >= left)
+        table.add_column(name, justify="left" if i < left else "right", no_wrap=i >= left, overflow="fold")
     return table
 
 
