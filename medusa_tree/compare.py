@@ -16,8 +16,8 @@ from medusa_runtime.treefile import FORMAT, Estimate, OperatingPoint, read_tree
 
 from .bootstrap import bootstrap
 from .bundled import data_path
+from .choose import predict
 from .latency import LatencyCurve, Load
-from .plan import predict
 from .replay import replay
 from .trace import RankTrace
 

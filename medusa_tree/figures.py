@@ -9,11 +9,12 @@ from medusa_runtime.treefile import TreeFile
 
 from .calibration import Calibration
 from .charts import Mark, Series, chart, key
+from .choose import Curve
 from .compare import Compared
 from .latency import Load
 from .markup import acceptance, pair, said, section, table
 from .notes import roofline_beside, roofline_line
-from .plan import Curve, Plan
+from .plan import Plan
 from .report import comparison
 
 SHOWN = 7  # loads told apart in one figure

@@ -11,10 +11,11 @@ from medusa_runtime.treefile import Estimate, OperatingPoint
 
 from .budget import Memory, enough
 from .calibration import Calibration
+from .choose import LARGEST_KNOWN, Curve
 from .compare import Compared, compare
 from .engines import ENGINES
 from .latency import Latency, LatencyGrid, Load
-from .plan import LARGEST_KNOWN, Curve, Plan
+from .plan import Plan
 from .roofline import Roofline, describe, fit_roofline, roofline_errors
 from .shape import ModelShape
 

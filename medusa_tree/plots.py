@@ -11,9 +11,9 @@ from medusa_runtime.tree import CandidateTree
 from medusa_runtime.treefile import TreeFile
 
 from .calibration import Calibration
+from .choose import Curve
 from .compare import Compared
 from .latency import Load
-from .plan import Curve
 from .report import path_frequencies
 from .trace import head_accuracy
 
