@@ -35,7 +35,7 @@ def notes(calibration: Calibration, plan: Plan) -> list[str]:
                 f"At {_loads([load])} no tree within the budget beats plain decoding: {p.limit} binds; "
                 f"{_nearest_tree(p.limit, plan.curves[load], load, calibration.memory)} ({kind})."
             )
-        if p.why_own:
+        if p.why_own and not plan.free:  # what an engine takes is said below
             lines.append(f"At {_loads([load])} the tree is no prefix of the common order: {p.why_own}.")
     for limit, loads in bound.items():
         if limit == LARGEST_KNOWN:

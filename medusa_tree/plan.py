@@ -101,7 +101,8 @@ def plan(
         raise InputError("\n".join(infeasible.values()))
     if not engine:
         points = [_own(p, t, fit, held, curves[p.batch, p.context], fitted, latency.kind, swaps) for p, t in points]
-    paths, numbered = _number_paths(order.cut(0 if engine else largest), points, fitted)
+    common, why = (CandidateTree(), f"chosen within what {engine} takes") if engine else (order, "")
+    paths, numbered = _number_paths(common, points, fitted, why)
     contents = TreeFile(
         paths=paths,
         path_frequency=tuple(round(fitted.frequency(p), 6) for p in paths),
@@ -174,9 +175,10 @@ def _own(
 
 
 def _number_paths(
-    common: CandidateTree, points: list[tuple[OperatingPoint, CandidateTree]], estimator: Estimator
+    common: CandidateTree, points: list[tuple[OperatingPoint, CandidateTree]], estimator: Estimator, why: str
 ) -> tuple[tuple[Path, ...], tuple[OperatingPoint, ...]]:
-    """All paths in one order by frequency, and the points, each a prefix or with its own list of path numbers."""
+    """All paths in one order by frequency, and the points, each a prefix or with its own list of path numbers, for the
+    point's own reason or for ``why``."""
     kept = {*common.paths, *(p for _, tree in points for p in tree.paths)}
     paths = tuple(sorted(kept, key=lambda p: (-estimator.frequency(p), len(p), p)))
     number = {p: i for i, p in enumerate(paths)}
@@ -185,7 +187,7 @@ def _number_paths(
     for point, tree in points:
         mine = tuple(sorted(number[p] for p in tree.paths))
         prefix = set(whole.cut(point.nodes, point.depth).paths) == set(tree.paths)
-        numbered.append(replace(point, own=None if prefix else mine))
+        numbered.append(point if prefix else replace(point, own=mine, why_own=point.why_own or why))
     return paths, tuple(numbered)
 
 

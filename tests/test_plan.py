@@ -246,7 +246,11 @@ def test_a_tree_of_its_own_is_told_and_survives_its_file(tmp_path, monkeypatch):
 
 
 def test_an_engine_plan_survives_its_file_and_its_schema(tmp_path):
-    contents = plan(calibration(loads=((1, 100), (8, 100))), Budget(), engine="vllm").contents
+    contents = plan(
+        modelled(bandwidth=3e12, flops=4e14), Budget(), [(b, 512) for b in (1, 4, 64)], engine="vllm"
+    ).contents
+    assert all(p.own is None or p.why_own == "chosen within what vllm takes" for p in contents.operating_points)
+    assert any(p.own for p in contents.operating_points)
     write_tree(tmp_path / "tree.json", contents)
     assert read_tree(tmp_path / "tree.json") == contents
     jsonschema.validate(
