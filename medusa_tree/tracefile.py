@@ -76,8 +76,11 @@ def trace_of(arrays: Mapping[str, npt.NDArray[Any]], path: Path, seed: int = 0) 
         raise InputError(
             f'{path}: array "starts" is {starts.dtype} of shape {starts.shape}; it must be whole numbers, (sequences + 1,)'
         )
-    if ranks.size and not MISS <= (worst := ranks.flat[np.abs(ranks).argmax()]) <= LARGEST_RANK:
-        raise InputError(f'{path}: array "ranks" holds {worst}; ranks count from 0 to {LARGEST_RANK}, a miss is {MISS}')
+    if ranks.min(initial=MISS) < MISS or ranks.max(initial=0) > LARGEST_RANK:
+        p, k = np.argwhere((ranks < MISS) | (ranks > LARGEST_RANK))[0]
+        raise InputError(
+            f"{path}: position {p}, head {k + 1} has rank {ranks[p, k]}; ranks count from 0 to {LARGEST_RANK}, a miss is {MISS}"
+        )
     candidates = arrays.get("candidates", ranks.max(initial=0) + 1)
     if candidates.shape or not np.issubdtype(candidates.dtype, np.integer) or candidates < 1:
         raise InputError(f'{path}: "candidates" is {candidates!r}; it must be K, one whole number, 1 or more')
