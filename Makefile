@@ -27,6 +27,8 @@ format: dev
 bench: dev
 	$(BIN)/python benchmarks/decode.py -o benchmarks/results/decode.json
 	$(BIN)/python benchmarks/profile_rate.py -o benchmarks/results/profile_rate.json
+	$(BIN)/python benchmarks/predictions.py -o benchmarks/results/predictions.json
+	$(BIN)/python benchmarks/planning.py -o benchmarks/results/planning.json
 
 train-demo: dev
 	$(BIN)/python data/demo/train.py -o data/demo/model --prompts data/prompts/demo.jsonl

@@ -7,7 +7,7 @@ three, replayed on the fourth, and the four replays are joined, so that every se
 from __future__ import annotations
 
 import argparse
-import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,7 +91,11 @@ def study(trace: RankTrace, sizes: list[int]) -> list[dict[str, object]]:
                     "held_out_interval": [round(x, 4) for x in r.interval()], "less_joint": round(more, 4), "less_joint_interval": [round(low, 4), round(high, 4)],
                 }
             )  # fmt: skip
-            print(json.dumps(rows[-1]), flush=True)
+            print(
+                f"{nodes:4} {name:10} predicted {predicted[name]:.3f}  held out {r.acceptance_length:.3f} ({r.interval()[0]:.3f} to {r.interval()[1]:.3f})  "
+                f"less joint {more:+.3f} ({low:+.3f} to {high:+.3f})",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
     return rows
 
 

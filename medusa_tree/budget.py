@@ -28,7 +28,7 @@ class Budget:
     memory: float | None = None
 
     def __post_init__(self) -> None:
-        if min(self.max_nodes or 1, self.max_depth or 1) < 1 or 0 in (self.max_nodes, self.max_depth):
+        if any(bound is not None and bound < 1 for bound in (self.max_nodes, self.max_depth)):
             raise InputError("--max-nodes and --max-depth must be at least 1")
 
     def step_seconds(self, plain: float) -> float:
@@ -108,7 +108,8 @@ def within(
     if allowed < plain:
         raise InputError(
             f"--budget {allowed * 1e3:.3g}ms {where}: latency binds: plain decoding alone takes {plain * 1e3:.3g} ms a step, "
-            f"the smallest tree {seconds.min() * 1e3:.3g} ms; nearest feasible: --budget {plain * 1e3:.3g}ms, without a tree"
+            f"the smallest tree {seconds.min() * 1e3:.3g} ms; nearest feasible: --budget {enough(plain * 1e3)}ms without a tree, "
+            f"--budget {enough(seconds.min() * 1e3)}ms with one"
         )
     if np.isfinite(allowed):
         met["latency"] = seconds <= allowed * (1 + 1e-9)
@@ -125,6 +126,12 @@ def within(
             )
         met["memory"] = memory.at(nodes, load) <= budget.memory
     return met
+
+
+def enough(value: float) -> str:
+    """A bound that admits ``value``: three digits, rounded up."""
+    unit = 10.0 ** (np.floor(np.log10(value)) - 2)
+    return f"{np.ceil(value / unit - 1e-6) * unit:.12g}"
 
 
 def _nearest(bound: float, memory: Memory, load: Load) -> str:

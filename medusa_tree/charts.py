@@ -13,7 +13,16 @@ from medusa_runtime.tree import CandidateTree
 
 WIDTH, HEIGHT = 430, 300  # of the drawing, in units that are about a pixel on a phone
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 14, 44
-DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 4", "12 4", "1 4")  # besides colour, for those who cannot tell colours
+DASHES = (
+    "",
+    "7 3",
+    "2 3",
+    "9 3 2 3",
+    "4 4",
+    "12 4",
+    "14 3 3 3",
+    "5 4",
+)  # besides colour, for those who cannot tell colours
 
 Scale = Callable[[float], float]
 
@@ -79,20 +88,24 @@ def chart(series: Sequence[Series], marks: Sequence[Mark], title: str, y_title: 
     for s in series:
         pairs = zip(np.asarray(s.x).tolist(), np.asarray(s.y).tolist(), strict=True)
         line = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in pairs)
-        look = f'class="line c{s.style}" stroke-dasharray="{DASHES[s.style % len(DASHES)]}"'
+        look = f'class="line c{s.style}" stroke-dasharray="{_dashes(s.style)}"'
         parts.append(f'<polyline {look} points="{line}"><title>{escape(s.name)}</title></polyline>')
     parts += [_mark(m, x(m.x), y) for m in marks]
     return "".join([*parts, "</svg>"])
 
 
-def key(lines: Sequence[tuple[str, int]], marks: Sequence[tuple[str, str, int]]) -> str:
-    """What the lines (name, style) and marks (name, shape, style) of a chart mean, as a list below it."""
+def key(lines: Sequence[Series], marks: Sequence[tuple[str, str, int]]) -> str:
+    """What the lines and marks (name, shape, style) of a chart mean, as a list below it."""
     drawn = [
-        (name, f'<line class="line c{i}" stroke-dasharray="{DASHES[i % len(DASHES)]}" x1="0" x2="26" y1="7" y2="7"/>')
-        for name, i in lines
+        (s.name, f'<line class="line c{s.style}" stroke-dasharray="{_dashes(s.style)}" x1="0" x2="26" y1="7" y2="7"/>')
+        for s in lines
     ] + [(name, shape(look, i, 13, 7)) for name, look, i in marks]
     items = (f'<li><svg viewBox="0 0 26 14" aria-hidden="true">{d}</svg>{escape(name)}</li>' for name, d in drawn)
     return f'<ul class="key">{"".join(items)}</ul>'
+
+
+def _dashes(style: int) -> str:
+    return DASHES[style % len(DASHES)]
 
 
 def _mark(m: Mark, at: float, y: Scale) -> str:
@@ -123,7 +136,7 @@ def _linear_axis(low: float, high: float) -> tuple[Scale, list[float]]:
 def tree_chart(tree: CandidateTree, frequency: Sequence[float], title: str) -> str:
     """The tree from left to right, best guess on top; a node shows its rank, beside it how often its path is followed."""
     row = _rows(tree)
-    across, down = 108, 23
+    across, down = 116, 23
     width, height = 70 + across * tree.depth + 24, down * (max(row) + 1)
     spots = [(26 + across * int(d), down * r) for d, r in zip(tree.depths, row, strict=True)]
     parts = [
@@ -131,8 +144,9 @@ def tree_chart(tree: CandidateTree, frequency: Sequence[float], title: str) -> s
     ]
     for i in range(1, tree.nodes + 1):
         (x0, y0), (x1, y1) = spots[int(tree.parents[i])], spots[i]
-        middle = (x0 + x1) / 2
-        curve = f"M{x0} {y0:.1f}C{middle} {y0:.1f} {middle} {y1:.1f} {x1} {y1:.1f}"
+        leaves = x0 + (46 if tree.parents[i] else 19)  # behind the parent's label, or at the root's rim
+        middle = (leaves + x1) / 2
+        curve = f"M{leaves} {y0:.1f}C{middle} {y0:.1f} {middle} {y1:.1f} {x1} {y1:.1f}"
         parts.append(f'<path class="edge" d="{curve}" stroke-width="{0.8 + 5 * frequency[i - 1]:.2f}"/>')
     for i, (x, y) in enumerate(spots):
         name, tip, radius = "root", "the model's own next token", 19.0

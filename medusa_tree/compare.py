@@ -16,8 +16,8 @@ from medusa_runtime.treefile import FORMAT, Estimate, OperatingPoint, read_tree
 
 from .bootstrap import bootstrap
 from .bundled import data_path
+from .choose import predict
 from .latency import LatencyCurve, Load
-from .plan import predict
 from .replay import replay
 from .trace import RankTrace
 
@@ -75,7 +75,7 @@ def contender(text: str, load: Load) -> tuple[str, CandidateTree]:
     """
     if text == "plain":
         return "plain decoding", CandidateTree()
-    if match := re.fullmatch(r"chain:(\d+)", text):
+    if match := re.fullmatch(r"chain:([1-9]\d*)", text):
         return f"chain of {match[1]}", CandidateTree.chain(int(match[1]))
     if text in published():
         return text, published_tree(text)
@@ -89,17 +89,29 @@ def contender(text: str, load: Load) -> tuple[str, CandidateTree]:
     return (text, read_tree(path).tree(*load)) if is_tree_file else (text, read_paths(path))
 
 
-def fit_to_heads(name: str, tree: CandidateTree, heads: int) -> tuple[str, CandidateTree]:
-    """The tree without the levels that there are no heads for; the name says so."""
-    if tree.depth <= heads:
-        return name, tree
-    return f"{name}, {heads} levels", tree.cut(tree.nodes, heads)
+def fit_to_heads(name: str, tree: CandidateTree, trace: RankTrace) -> tuple[str, CandidateTree]:
+    """The tree without the levels that there are no heads for. The name says so, and where the tree has ranks that
+    were not profiled, which replay takes for misses."""
+    if tree.depth > trace.heads:
+        name, tree = f"{name}, {trace.heads} levels", tree.cut(tree.nodes, trace.heads)
+    if tree.width > trace.candidates:
+        name = f"{name}, ranks to {trace.candidates - 1} known"
+    return name, tree
 
 
 def compare(
     contenders: Sequence[tuple[str, CandidateTree]], held: RankTrace, latency: LatencyCurve, load: Load, kind: str
 ) -> list[Compared]:
-    """Predict each contender and set it against the first."""
+    """Predict each contender and set it against the first.
+
+    Raises:
+        InputError: a tree larger than step latency is known for.
+    """
+    for name, tree in contenders:
+        if tree.nodes > latency.largest:
+            raise InputError(
+                f"{name}: has {tree.nodes} nodes, but step latency is known up to {latency.largest}; calibrate with --max-nodes {tree.nodes}"
+            )
     points = [(name, predict(tree, held, latency, load, kind)) for name, tree in contenders]
     plays = [replay(tree, held) for _, tree in contenders]
     first, first_point = plays[0], points[0][1]
@@ -116,7 +128,7 @@ def compare(
 def usual(held: RankTrace, latency: LatencyCurve) -> list[tuple[str, CandidateTree]]:
     """What people run: plain decoding, a chain of first guesses, and the copied list, as far as step latency is known
     for their size (where it is not, such trees are too slow to win)."""
-    name, copied = fit_to_heads("64-node list", published_tree(COPIED), held.heads)
+    name, copied = fit_to_heads("64-node list", published_tree(COPIED), held)
     all_of = [
         ("plain decoding", CandidateTree()),
         (f"chain of {held.heads}", CandidateTree.chain(held.heads)),

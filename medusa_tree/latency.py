@@ -98,15 +98,17 @@ class Latency(Protocol):
 
 @dataclass(frozen=True)
 class LatencyGrid:
-    """All measured points, with where they were taken.
+    """All measured points, with where they were taken; on a ``gpu`` steps are launched, which takes a time of its own.
 
     Raises:
-        InputError: a latency that is not a positive number, or a (batch, context) without plain decoding or trees.
+        InputError: a latency that is not a positive number, quartiles not around it, a step that stands twice, or a
+            (batch, context) without plain decoding or trees.
     """
 
     points: tuple[LatencyPoint, ...]
     device: str
     dtype: str
+    gpu: bool = False
     kind = "measured"
 
     def __post_init__(self) -> None:
@@ -117,8 +119,13 @@ class LatencyGrid:
             for seconds in (p.seconds, p.low, p.high):
                 if not (np.isfinite(seconds) and seconds > 0):
                     raise InputError(f"{here} {seconds} is no latency")
+            if not p.low <= p.seconds <= p.high:
+                raise InputError(f"{here} the quartiles {p.low} and {p.high} are not around the median, {p.seconds}")
             if p.nodes < 0 or p.batch < 1 or p.context < 1 or not min(p.nodes, 1) <= p.depth <= p.nodes:
                 raise InputError(f"{here} no such step; a tree of N nodes is 1 to N deep, plain decoding 0")
+        steps = [(p.nodes, p.depth, p.batch, p.context) for p in self.points]
+        if (twice := next((s for i, s in enumerate(steps) if s in steps[:i]), None)) is not None:
+            raise InputError(f"latency grid: (nodes, depth, batch, context) {twice} stands twice; keep one of them")
         for batch, context in self.loads():
             sizes = {p.nodes for p in self.points if (p.batch, p.context) == (batch, context)}
             if 0 not in sizes or len(sizes) < 2:
@@ -168,12 +175,14 @@ class LatencyGrid:
         return LatencyCurve(plain, nodes, isotonic, per_head, tuple(trees), _steps(nodes, isotonic, np.array(spread)))
 
     def to_json(self) -> dict[str, Any]:
-        return {"device": self.device, "dtype": self.dtype, "points": [asdict(p) for p in self.points]}
+        return {
+            "device": self.device, "dtype": self.dtype, "gpu": self.gpu, "points": [asdict(p) for p in self.points],
+        }  # fmt: skip
 
     @classmethod
     def from_json(cls, data: Any, where: str = "latency grid") -> LatencyGrid:
-        """Read {"device", "dtype", "points": [{"nodes", "depth", "batch", "context", "seconds"}, ...]}; a point's
-        "low" and "high" (quartiles) are "seconds" where they are left out.
+        """Read {"device", "dtype", "gpu", "points": [{"nodes", "depth", "batch", "context", "seconds"}, ...]}; a point's
+        "low" and "high" (quartiles) are "seconds" where they are left out, "gpu" is false.
 
         Raises:
             InputError: names the field or the point.
@@ -193,7 +202,11 @@ class LatencyGrid:
                         f'{where}: point {i}: field "{f.name}" is {value!r}, not a {"whole " if whole else ""}number'
                     )
             points.append(LatencyPoint(**{f.name: full[f.name] for f in fields(LatencyPoint)}))
-        return cls(tuple(points), str(data.get("device", "unnamed device")), str(data.get("dtype", "unknown dtype")))
+        try:
+            device, dtype = (str(data.get(name, f"unknown {name}")) for name in ("device", "dtype"))
+            return cls(tuple(points), device, dtype, data.get("gpu") is True)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
 
 
 def _steps(

@@ -19,39 +19,9 @@ from .shape import ModelShape
 
 # Among them the sizes at which N + 1 rows fill a tile of 16, 32, 64, ... and the ones behind, where latency may step up.
 SIZES = (
-    1,
-    2,
-    3,
-    4,
-    6,
-    8,
-    12,
-    15,
-    16,
-    20,
-    24,
-    31,
-    32,
-    40,
-    48,
-    63,
-    64,
-    80,
-    96,
-    127,
-    128,
-    160,
-    192,
-    255,
-    256,
-    320,
-    384,
-    511,
-    512,
-    768,
-    1023,
-    1024,
-)
+    1, 2, 3, 4, 6, 8, 12, 15, 16, 20, 24, 31, 32, 40, 48, 63, 64, 80, 96, 127, 128, 160, 192, 255, 256, 320, 384, 511, 512, 768,
+    1023, 1024,
+)  # fmt: skip
 ROUNDS = 8
 BURST = 5  # steps of one tree in a row, of which the first, in caches that another tree left behind, is not counted
 SECONDS_A_LOAD = 20.0  # where a round is slow, fewer rounds are taken, but at least MIN_ROUNDS
@@ -161,7 +131,8 @@ def measure(
                 LatencyPoint(t.nodes, t.depth, batch, context, float(median[i]), float(low[i]), float(high[i]))
                 for i, t in enumerate(trees[j] for j in taken)
             ]
-    return LatencyGrid(tuple(points), device_name(model.device), str(model.dtype).removeprefix("torch."))
+    dtype = str(model.dtype).removeprefix("torch.")
+    return LatencyGrid(tuple(points), device_name(model.device), dtype, gpu=model.device.type == "cuda")
 
 
 def _warm_up(model: MedusaModel, state: State, trees: list[TreeBuffers], context: int, most: int) -> dict[int, float]:
@@ -175,8 +146,10 @@ def _warm_up(model: MedusaModel, state: State, trees: list[TreeBuffers], context
         warm[i] = time_step(model, state, trees[i], context)
         if trees[i].nodes == 0:
             plain = min(warm[i], time_step(model, state, trees[i], context))
-        elif warm[i] > 1.5 * most * plain:  # half as much again: one warm step is a noisy figure
-            break
+        elif warm[i] > 1.5 * most * plain:  # half as much again, three times: one warm step is a noisy figure
+            warm[i] = min(warm[i], *(time_step(model, state, trees[i], context) for _ in range(2)))
+            if warm[i] > 1.5 * most * plain:
+                break
     return warm
 
 

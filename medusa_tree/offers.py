@@ -112,5 +112,15 @@ def engine_offers(
 
 
 def full_order(estimator: Estimator, most: int, depths: int) -> CandidateTree:
-    """One order whose cuts are the best trees of every size up to ``most`` and every depth."""
-    return CandidateTree(order_for_every_depth(estimator.expand, most, depths)[0])
+    """One order whose cuts are the best trees of every size up to ``most`` and every depth.
+
+    Raises:
+        InputError: every rank is a miss, so that there is no path to take.
+    """
+    paths, _ = order_for_every_depth(estimator.expand, most, depths)
+    if not paths:
+        raise InputError(
+            "rank trace: every rank is a miss on the fitting sequences: no tree can be planned. Head 1's ranks are of the token "
+            "behind the model's own next one; docs/formats.md says which row stands where"
+        )
+    return CandidateTree(paths)

@@ -11,9 +11,9 @@ from medusa_runtime.tree import CandidateTree
 from medusa_runtime.treefile import TreeFile
 
 from .calibration import Calibration
+from .choose import Curve
 from .compare import Compared
 from .latency import Load
-from .plan import Curve
 from .report import path_frequencies
 from .trace import head_accuracy
 
@@ -49,26 +49,37 @@ def plan_plot(
     left.set_title("Head accuracy, % of positions", loc="left")
 
     right.axhline(1, color="0.6", linewidth=1)
+    one_context = len({c for _, c in curves}) == 1
     for i, (load, curve) in enumerate(curves.items()):
         color, n = f"C{i % 10}", curve.chosen
-        name = f"batch {load[0]}" if len({c for _, c in curves}) == 1 else f"batch {load[0]}, context {load[1]}"
-        right.plot(curve.nodes, curve.speedup, color=color, label=f"{name}: best tree of each size")
+        name = f"batch {load[0]}" + ("" if one_context else f", context {load[1]}")
+        right.plot(curve.nodes, curve.speedup, color=color, label=name)
         right.plot(curve.nodes[n], curve.speedup[n], "o", color=color, markersize=9)
         if len(curves) <= 3:
             right.annotate(
-                f"chosen: {curve.nodes[n]} nodes, {curve.speedup[n]:.2f}x", (curve.nodes[n], curve.speedup[n]), (8, 7), textcoords="offset points"
+                f"chosen: {curve.nodes[n]} nodes, {curve.speedup[n]:.2f}x", (curve.nodes[n], curve.speedup[n]), (0, 9),
+                textcoords="offset points", ha="center",
             )  # fmt: skip
+    for i, load in enumerate(curves):
         others = [row for row in rows.get(load, []) if row.point.nodes and not row.name.startswith("chosen")]
         for row, marker in zip(others, "sDv", strict=False):
             right.plot(
-                row.point.nodes, row.point.speedup.value, marker, color=color, markerfacecolor="white", label=row.name if i == 0 else None
+                row.point.nodes, row.point.speedup.value, marker, color=f"C{i % 10}", markerfacecolor="white",
+                label=row.name if i == 0 else None,
             )  # fmt: skip
+    largest = max(int(curve.nodes[-1]) for curve in curves.values())
+    ticks = [0, *(2**k for k in range(11) if 2**k <= largest)]
+    right.set_xscale("function", functions=(np.log1p, np.expm1))
+    right.set_xticks(ticks, ["plain", *map(str, ticks[1:])])
+    right.minorticks_off()
     low, high = right.get_ylim()
     right.set_ylim(min(low, 0.9), high + 0.12 * (high - low))
     right.set_xlabel("tree nodes")
     right.set_ylabel(f"predicted speedup over plain decoding\n({calibration.latency.kind} step latency)")
     right.set_title("Speed over tree size", loc="left")
-    right.legend(frameon=False, loc="lower right", fontsize=7 if len(curves) > 3 else None)
+    right.legend(
+        frameon=False, title="best tree of each size", alignment="left", loc="upper left", bbox_to_anchor=(1, 1)
+    )
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
     with write_beside(path) as beside:

@@ -10,11 +10,9 @@ from medusa_runtime.treefile import Estimate, OperatingPoint, TreeFile
 
 from .calibration import Calibration
 from .compare import Compared, compare, usual
-from .engines import ENGINES
-from .latency import Latency, LatencyGrid, Load
+from .latency import Load
+from .notes import notes, roofline_beside
 from .plan import Plan
-from .roofline import Roofline, describe, fit_roofline, roofline_errors
-from .shape import ModelShape
 from .trace import RankTrace, top_k_interval
 
 if TYPE_CHECKING:
@@ -41,16 +39,6 @@ def comparison(calibration: Calibration, plan: Plan, point: OperatingPoint) -> l
     return compare(trees, held, latency, load, calibration.latency.kind)
 
 
-def engine_cost(calibration: Calibration, plan: Plan, point: OperatingPoint) -> Compared | None:
-    """The chosen tree over the best of any form, paired; None where no engine bounds the plan."""
-    load = (point.batch, point.context)
-    if load not in plan.free:
-        return None
-    _, held = calibration.trace.split()
-    trees = [("free tree", plan.free[load][1]), ("chosen", plan.contents.tree_of(point))]
-    return compare(trees, held, calibration.latency.curve(*load), load, calibration.latency.kind)[1]
-
-
 def _table(title: str, *columns: str, left: int = 1) -> Table:
     """A table that fits 80 columns: rules under the head only, the first ``left`` columns to the left."""
     from rich import box
@@ -58,7 +46,7 @@ def _table(title: str, *columns: str, left: int = 1) -> Table:
 
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False)
     for i, name in enumerate(columns):
-        table.add_column(name, justify="left" if i < left else "right", no_wrap=i >= left)
+        table.add_column(name, justify="left" if i < left else "right", no_wrap=i >= left, overflow="fold")
     return table
 
 
@@ -117,66 +105,6 @@ def points_table(contents: TreeFile, device: str) -> Table:
             f"{p.speedup.value:.2f}x", *([p.latency] if modelled else []),
         )  # fmt: skip
     return table
-
-
-def notes(calibration: Calibration, plan: Plan) -> list[str]:
-    """What the tables do not say: infeasible loads, where plain decoding wins, what an engine costs, own orders."""
-    kind = calibration.latency.kind
-    lines = [f"No operating point: {why}" for why in plan.infeasible.values()]
-    bound: dict[str, list[str]] = {}
-    for p in plan.contents.operating_points:
-        where = f"At batch {p.batch}, context {p.context}"
-        if p.nodes and p.limit:
-            bound.setdefault(p.limit, []).append(f"{p.batch} at {p.context}")
-        if p.nodes == 0 and p.limit:
-            lines.append(
-                f"{where} no tree is within the budget ({p.limit} binds), and plain decoding is all there is ({kind})."
-            )
-        if p.why_own:
-            lines.append(f"{where} the tree is no prefix of the common order: {p.why_own}.")
-    if plan.free:
-        engine = plan.contents.provenance["plan"]["engine"]
-        lines.append(f"What {engine} takes ({ENGINES[engine].bound}) against the free tree, {kind}:")
-    for p in plan.contents.operating_points:
-        cost = engine_cost(calibration, plan, p)
-        if cost is not None and p.nodes:
-            settings = "".join(f", {k} {v}" for k, v in p.engine.items())
-            lines.append(
-                f"  batch {p.batch}, context {p.context}: acceptance {_change(cost.acceptance_ratio)}, tokens/s {_change(cost.rate_ratio)}{settings}"
-            )
-    lines += [
-        f"Bound by {limit}, another tree would be faster at batch {', '.join(there)} ({kind})."
-        for limit, there in bound.items()
-    ]
-    for context, batch in plan.plain_from.items():
-        if batch is not None:
-            lines.append(
-                f"At context {context} plain decoding is fastest from batch {batch} on ({kind}); tree.json has 0 nodes there."
-            )
-        elif len(plan.contents.operating_points) > 1:
-            lines.append(f"At context {context} a tree is faster at every batch tried ({kind}).")
-    return lines
-
-
-def roofline_beside(latency: Latency | None, shape: ModelShape | None) -> tuple[Roofline, dict[str, Any]] | None:
-    """The roofline fitted to a measured grid, and its figures with its error; None where nothing was measured or the
-    model's shape is not known."""
-    if not isinstance(latency, LatencyGrid) or shape is None:
-        return None
-    fitted = fit_roofline(latency, shape)
-    return fitted, describe(fitted, roofline_errors(fitted, latency))
-
-
-def roofline_line(told: dict[str, Any]) -> str:
-    """What :func:`roofline_beside` found, in a sentence."""
-    return (
-        f"Roofline fitted to the measured grid: {told['bandwidth_gb_s']:.3g} GB/s, {told['tflops']:.3g} TFLOP/s, {told['overhead_ms']:.3g} ms launches; "
-        f"off by {100 * told['median_error']:.2g}% in the middle, {100 * told['worst_error']:.2g}% at worst."
-    )
-
-
-def _change(ratio: Estimate) -> str:
-    return f"{100 * (ratio.value - 1):+.1f}% ({100 * (ratio.low - 1):+.1f} to {100 * (ratio.high - 1):+.1f})"
 
 
 def _plus_minus(e: Estimate, form: str) -> str:

@@ -51,8 +51,11 @@ class Roofline:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Roofline:
-        return cls(**{**data, "shape": ModelShape(**data["shape"])})
+    def from_json(cls, data: Any, where: str = "provenance") -> Roofline:
+        try:
+            return cls(**{**data, "shape": ModelShape.from_json(data["shape"], where)})
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{where}: the modelled device cannot be read ({error}); plan again") from None
 
     def seconds(
         self, nodes: npt.ArrayLike, depth: npt.ArrayLike, batch: npt.ArrayLike, context: npt.ArrayLike

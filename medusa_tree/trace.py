@@ -100,15 +100,22 @@ class RankTrace:
     def select(self, keep: npt.NDArray[np.bool_]) -> RankTrace:
         """The sequences where ``keep`` (S,) is true."""
         if not keep.any():
-            raise InputError(
-                "rank trace: no sequence left after the split; use more prompts or another --held-out fraction"
-            )
+            raise InputError("rank trace: no sequence is selected")
         rows = self.ranks[np.repeat(keep, self.lengths)]
         starts = np.concatenate([[0], np.cumsum(self.lengths[keep])])
         return RankTrace(rows, starts, self.held_out[keep], self.candidates)
 
+    def check_split(self) -> None:
+        """InputError where there is nothing to fit on, or nothing held out to report on."""
+        if self.held_out.all() or not self.held_out.any():
+            raise InputError(
+                f"rank trace: {int(self.held_out.sum())} of {len(self.held_out)} sequences are held out; some must be, to report on, "
+                "and some not, to fit on: give more sequences, or hold out another share"
+            )
+
     def split(self) -> tuple[RankTrace, RankTrace]:
         """(fitting, held-out) parts."""
+        self.check_split()
         return self.select(~self.held_out), self.select(self.held_out)
 
     def halves(self) -> tuple[RankTrace, RankTrace]:

@@ -20,15 +20,16 @@ from .table import MISS
 from .trace import RankTrace
 
 HELD_OUT = 0.25
+LARGEST_RANK = int(np.iinfo(np.int16).max) - 1
 
 
 def read_trace(path: Path, seed: int = 0) -> RankTrace:
     """Read a rank trace; the ending decides.
 
     ``.npz``: ``ranks`` (P, H) whole numbers, ``starts`` (S + 1,), and where known ``held_out`` (S,) bool and ``candidates``.
-    A calibration is one. ``.jsonl``: one sequence a line, {"ranks": [[0, 2, -1], ...]}, with "held_out": true or false on
-    every line or on none. Without ``held_out`` a quarter of the sequences is drawn; without ``candidates``, K is the
-    largest rank and one.
+    A calibration is one. ``.jsonl``: one sequence a line, {"ranks": [[0, 2, -1], ...]}, with "held_out": true or false and
+    "candidates": K on every line or on none. Without ``held_out`` a quarter of the sequences is drawn; without
+    ``candidates``, K is the largest rank and one.
 
     Raises:
         InputError: names the file, the line or array, and the row.
@@ -75,12 +76,28 @@ def trace_of(arrays: Mapping[str, npt.NDArray[Any]], path: Path, seed: int = 0) 
         raise InputError(
             f'{path}: array "starts" is {starts.dtype} of shape {starts.shape}; it must be whole numbers, (sequences + 1,)'
         )
-    candidates = int(arrays["candidates"]) if "candidates" in arrays else int(ranks.max(initial=0)) + 1
-    held = arrays["held_out"].astype(np.bool_) if "held_out" in arrays else draw(len(starts) - 1, seed)
+    if ranks.min(initial=MISS) < MISS or ranks.max(initial=0) > LARGEST_RANK:
+        p, k = np.argwhere((ranks < MISS) | (ranks > LARGEST_RANK))[0]
+        raise InputError(
+            f"{path}: position {p}, head {k + 1} has rank {ranks[p, k]}; ranks count from 0 to {LARGEST_RANK}, a miss is {MISS}"
+        )
+    candidates = arrays.get("candidates", ranks.max(initial=0) + 1)
+    if candidates.shape or not np.issubdtype(candidates.dtype, np.integer) or candidates < 1:
+        raise InputError(f'{path}: "candidates" is {candidates!r}; it must be K, one whole number, 1 or more')
+    held = arrays.get("held_out", draw(len(starts) - 1, seed))
+    if held.dtype != np.bool_:
+        raise InputError(f'{path}: array "held_out" is {held.dtype}; it must be true or false, one a sequence')
+    return _named(path, ranks.astype(np.int16, copy=False), starts.astype(np.int64, copy=False), held, int(candidates))
+
+
+def _named(path: Path, ranks: Any, starts: Any, held: Any, candidates: int) -> RankTrace:
+    """The trace, with both a fitting and a held-out part; errors name the file."""
     try:
-        return RankTrace(ranks.astype(np.int16, copy=False), starts.astype(np.int64, copy=False), held, candidates)
+        trace = RankTrace(ranks, starts, held, candidates)
+        trace.check_split()
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+    return trace
 
 
 def draw(sequences: int, seed: int) -> npt.NDArray[np.bool_]:
@@ -94,10 +111,11 @@ def draw(sequences: int, seed: int) -> npt.NDArray[np.bool_]:
 def _from_lines(path: Path, seed: int) -> RankTrace:
     try:
         lines = path.read_text("utf-8").splitlines()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as text ({error})") from None
     sequences: list[npt.NDArray[np.int16]] = []
-    flags: list[Any] = []
+    held: list[bool | None] = []
+    candidates: int | None = None
     for i, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -110,19 +128,28 @@ def _from_lines(path: Path, seed: int) -> RankTrace:
             raise InputError(
                 f'{here}: has no list "ranks"; a line is {{"ranks": [[0, 2, -1], ...]}}, one row a position'
             )
-        heads = sequences[0].shape[1] if sequences else None
-        sequences.append(_rows(row["ranks"], heads, here))
-        flags.append(row.get("held_out"))
-        if not isinstance(flags[-1], (bool, type(None))) or (flags[-1] is None) != (flags[0] is None):
+        kept = row.get("candidates")
+        if kept is not None and not (type(kept) is int and 1 <= kept <= LARGEST_RANK + 1):
+            raise InputError(f'{here}: "candidates" is {kept!r}; it must be K, a whole number, 1 or more')
+        if sequences and kept != candidates:
+            raise InputError(
+                f'{here}: "candidates" is {kept}, before it was {candidates}; it must be the same on every line'
+            )
+        candidates = kept
+        sequences.append(_rows(row["ranks"], sequences[0].shape[1] if sequences else None, kept, here))
+        held.append(row.get("held_out"))
+        if not isinstance(held[-1], (bool, type(None))) or (held[-1] is None) != (held[0] is None):
             raise InputError(f'{here}: "held_out" must be true or false on every line, or on none')
     if not sequences:
         raise InputError(f"{path}: no sequence in it")
-    held = draw(len(sequences), seed) if flags[0] is None else np.array(flags, dtype=np.bool_)
-    return RankTrace.from_sequences(sequences, held.tolist(), 1 + max(int(s.max(initial=0)) for s in sequences))
+    ranks, starts = np.concatenate(sequences), np.cumsum([0, *map(len, sequences)], dtype=np.int64)
+    drawn = draw(len(sequences), seed) if held[0] is None else np.array(held, dtype=np.bool_)
+    return _named(path, ranks, starts, drawn, candidates or 1 + max(0, int(ranks.max())))
 
 
-def _rows(ranks: list[Any], heads: int | None, here: str) -> npt.NDArray[np.int16]:
+def _rows(ranks: list[Any], heads: int | None, candidates: int | None, here: str) -> npt.NDArray[np.int16]:
     """(length, H) of one line; an InputError names the first row that is wrong."""
+    most = LARGEST_RANK if candidates is None else candidates - 1
     for p, row in enumerate(ranks):
         if not isinstance(row, list) or any(isinstance(r, bool) or not isinstance(r, int) for r in row):
             raise InputError(f"{here}, row {p}: {row!r} is not a list of whole numbers, one a head")
@@ -130,6 +157,6 @@ def _rows(ranks: list[Any], heads: int | None, here: str) -> npt.NDArray[np.int1
             raise InputError(
                 f"{here}, row {p}: {len(row)} ranks where others have {heads or len(ranks[0])}; one a head"
             )
-        if min(row) < MISS or max(row) > np.iinfo(np.int16).max:
-            raise InputError(f"{here}, row {p}: {row!r}: ranks count from 0, a miss is {MISS}")
+        if min(row) < MISS or max(row) > most:
+            raise InputError(f"{here}, row {p}: {row!r}: ranks count from 0 to {most}, a miss is {MISS}")
     return np.array(ranks, dtype=np.int16)

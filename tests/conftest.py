@@ -13,9 +13,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from medusa_runtime import CandidateTree, MedusaHeads, MedusaModel
+from medusa_runtime.checkpoint import save_heads
 from medusa_tree.bundled import resolve_model
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 settings.register_profile("suite", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("suite")
 transformers.logging.set_verbosity_error()
@@ -100,3 +101,29 @@ def demo() -> MedusaModel:
     """The bundled demo in float32 on the CPU."""
     model, heads = resolve_model("demo", None)
     return MedusaModel.from_pretrained(model, heads, dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    """A saved tiny Llama with its heads in the same folder, and a corpus of numbers."""
+    from test_checkpoint import save_base
+
+    folder = tmp_path_factory.mktemp("model")
+    base = tiny_base("llama")
+    save_base(base, folder)
+    save_heads(tiny_heads(base), folder / "heads", base_model=str(folder))
+    (folder / "corpus.txt").write_text("\n".join(f"{3 + i % 40} {5 + i % 9} {7 + i % 13}" for i in range(24)))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def made(model, tmp_path_factory):
+    """A tree.json calibrated by the command line, at batch 1 and 2."""
+    from test_cli import calibrate, run
+
+    path = tmp_path_factory.mktemp("made") / "tree.json"
+    result = run(*calibrate(model), "--batch", 1, "--batch", 2, "-o", path)
+    assert "Head accuracy" in result.output
+    assert "chosen tree" in result.output
+    assert "64-node list" in result.output
+    return path

@@ -7,45 +7,25 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
 import pytest
 from click.testing import CliRunner
 from conftest import tiny_base, tiny_heads
-from test_checkpoint import save_base
 
 from medusa_runtime.checkpoint import save_heads
 from medusa_tree.bundled import data_path
+from medusa_tree.calibration import load_calibration, save_calibration
 from medusa_tree.cli import main
+from medusa_tree.roofline import fit_roofline
 
 
 def run(*args, code=0):
     result = CliRunner().invoke(main, [str(a) for a in args])
     assert result.exit_code == code, result.output + repr(result.exception)
     return result
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A saved tiny Llama with its heads in the same folder, and a corpus of numbers."""
-    folder = tmp_path_factory.mktemp("model")
-    base = tiny_base("llama")
-    save_base(base, folder)
-    save_heads(tiny_heads(base), folder / "heads", base_model=str(folder))
-    (folder / "corpus.txt").write_text("\n".join(f"{3 + i % 40} {5 + i % 9} {7 + i % 13}" for i in range(24)))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def made(model, tmp_path_factory):
-    """A calibrated tree.json, at batch 1 and 2."""
-    path = tmp_path_factory.mktemp("made") / "tree.json"
-    result = run(*calibrate(model), "--batch", 1, "--batch", 2, "-o", path)
-    assert "Head accuracy" in result.output
-    assert "chosen tree" in result.output
-    assert "64-node list" in result.output
-    return path
 
 
 def calibrate(model):
@@ -145,9 +125,16 @@ def test_a_device_model_says_modelled_on_every_line_of_figures(calibrated, tmp_p
     assert data["provenance"]["modelled"]["overhead"] == pytest.approx(0.5e-3)
     text = run("show", tmp_path / "t.json").output
     assert "(modelled latency)" in " ".join(text.split())
-    fitted = run(*args, "-o", tmp_path / "f.json")
-    assert "as fitted on" in words(fitted)
-    assert "Roofline fitted" not in fitted.output, "there is no measured grid of an H100 here"
+    bare = run(*args, "-o", tmp_path / "b.json")
+    assert "none was measured on a GPU: modelled with none" in words(bare)
+    assert "Roofline fitted" not in bare.output, "there is no measured grid of an H100 here"
+    read = load_calibration(calibrated)
+    save_calibration(tmp_path / "gpu.npz", replace(read, latency=replace(read.grid, device="a GPU", gpu=True)))
+    fitted = run("plan", tmp_path / "gpu.npz", *args[2:], "-o", tmp_path / "f.json")
+    assert "as fitted on a GPU" in words(fitted)
+    expected = 32 / read.shape.layers * fit_roofline(read.grid, read.shape).overhead
+    modelled = json.loads((tmp_path / "f.json").read_text())["provenance"]["modelled"]
+    assert modelled["overhead"] == pytest.approx(expected)
 
 
 def test_a_measured_grid_has_the_roofline_beside_it(calibrated, tmp_path):
@@ -167,8 +154,6 @@ def test_plan_for_an_engine_prints_what_it_costs(calibrated, tmp_path):
 
 
 def test_a_trace_from_elsewhere_is_checked_planned_and_refused_by_row(calibrated, tmp_path):
-    from medusa_tree.calibration import load_calibration
-
     read = load_calibration(calibrated)
     rows = [{"ranks": s.tolist()} for s in read.trace.sequences()]
     path = corpus(tmp_path, "drafter.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
@@ -180,6 +165,24 @@ def test_a_trace_from_elsewhere_is_checked_planned_and_refused_by_row(calibrated
     (tmp_path / "grid.json").write_text(json.dumps(read.grid.to_json()))
     run("plan", path, "--latency", tmp_path / "grid.json", "--batch", 2, "-o", out)
     assert [p["batch"] for p in json.loads(out.read_text())["operating_points"]] == [2]
+    compared = ("compare", out, "chain:4", "--calibration", path, "--batch", 2, "--json")
+    assert "give --latency FILE" in words(run(*compared, code=2))
+    rows_of = json.loads(run(*compared, "--latency", tmp_path / "grid.json").stdout)["compared"]
+    assert [(r["batch"], r["latency"]) for r in rows_of] == [(2, "measured")] * 2
+    page = tmp_path / "r.html"
+    assert "give the file it was planned with" in words(run("report", out, "--calibration", path, "-o", page, code=2))
+    run("report", out, "--calibration", path, "--latency", tmp_path / "grid.json", "-o", page)
+    assert "Speed over nodes" in page.read_text()
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    on_l40s = ("--device-model", "l40s", "--config", tmp_path / "config.json")
+    run("plan", path, *on_l40s, "--batch", 1, "-o", out)
+    run("report", out, "--calibration", path, "-o", page)
+    assert "Speed over nodes" in page.read_text()
+    (modelled, _) = json.loads(run("compare", out, "plain", "--calibration", path, *on_l40s, "--json").stdout)[
+        "compared"
+    ]
+    assert modelled["latency"] == "modelled"
+    assert modelled["speedup"]["value"] > 1
     rows[3]["ranks"][1] = [0, 0]
     path = corpus(tmp_path, "drafter.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
     assert "drafter.jsonl, line 4, row 1: 2 ranks where others have 4" in words(run("plan", path, "-o", out, code=2))

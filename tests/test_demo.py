@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from test_cli import run
 from transformers import AutoModelForCausalLM
 
 from medusa_runtime import MedusaModel
@@ -17,6 +18,14 @@ from medusa_tree.replay import replay
 from medusa_tree.validate import first_difference
 
 PROMPTS, NEW = 64, 128
+
+
+@pytest.fixture
+def both_cores():
+    """Batches of the demo are large enough to gain from a second thread."""
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +47,7 @@ def tree():
     return published_tree("mc_sim_7b_63").cut(24)
 
 
-def test_it_is_lossless_against_transformers(demo, held_out_prompts, tree, trace):
+def test_it_is_lossless_against_transformers(both_cores, demo, held_out_prompts, tree, trace):
     """64 held-out prompts of 128 new tokens in float32, batch 1 and 4; and replay predicts every step of them."""
     model, _ = resolve_model("demo", None)
     base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
@@ -82,15 +91,14 @@ def test_bfloat16_parts_from_plain_text_at_near_ties_only(held_out_prompts, tree
     assert len(parted) < len(prompts) // 2
 
 
-def test_calibrate_then_validate(tmp_path):
-    """The README's first command on a quarter of the prompts, then its proof."""
-    from test_cli import run
-
+def test_calibrate_then_validate(tmp_path, monkeypatch):
+    """The README's first command on some of the prompts, with fewer rounds of timing, then its proof."""
     path = tmp_path / "tree.json"
-    run("calibrate", "--model", "demo", "--prompts", 80, "--dtype", "float32", "-o", path)
+    monkeypatch.setattr("medusa_tree.measure.ROUNDS", 4)
+    run("calibrate", "--model", "demo", "--prompts", 48, "--max-new-tokens", 64, "--dtype", "float32", "-o", path)
     contents = read_tree(path)
     assert contents.operating_points[0].nodes > 0
-    result = json.loads(run("validate", path, "--prompts", 20, "--json").stdout)
+    result = json.loads(run("validate", path, "--prompts", 12, "--json").stdout)
     assert result["lossless"]["identical"] == result["lossless"]["prompts"]
     low, high = result["acceptance_length"]["predicted_interval"]
     assert low <= result["acceptance_length"]["measured"] <= high

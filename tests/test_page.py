@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from matplotlib.image import imread
-from test_cli import calibrate, made, model, run  # noqa: F401 (fixtures)
+from test_cli import run
 from test_plan import calibration, modelled
 
 from medusa_runtime.treefile import read_tree, write_tree
@@ -31,18 +31,21 @@ def page(path, made_calibration, **kwargs):
     return path.read_text(), warnings
 
 
-def test_the_command_writes_a_page_with_every_section(made, tmp_path):  # noqa: F811
+def test_the_command_writes_the_page(made, tmp_path):
     run("report", made, "-o", tmp_path / "r.html")
     html = (tmp_path / "r.html").read_text()
-    assert all(section in html for section in SECTIONS)
+    assert all(section in html for section in SECTIONS if section != "The tree for batch 1"), (
+        "a tree is not sure to pay here"
+    )
     assert "Roofline fitted to the measured grid" in html
     assert json.loads(made.read_text())["provenance"]["model"]["weights"] in html
     assert "nothing" not in re.findall(r"nan|inf(?!e)", html)
     assert [p.name for p in tmp_path.iterdir()] == ["r.html"]
 
 
-def test_nothing_is_loaded_from_elsewhere(tmp_path):
+def test_every_section_is_there_and_nothing_is_loaded_from_elsewhere(tmp_path):
     html, _ = page(tmp_path / "r.html", calibration())
+    assert all(section in html for section in SECTIONS)
     assert not re.search(r"""(src|href|url)\s*[=(]\s*["']?\s*(https?:)?//""", html)
     assert "<script" not in html
     assert "@import" not in html
@@ -67,7 +70,7 @@ def test_modelled_figures_say_so(tmp_path):
     assert "measured" not in html.replace("Nothing here was measured", "")
 
 
-def test_without_its_calibration_the_page_says_what_is_missing(made, tmp_path):  # noqa: F811
+def test_without_its_calibration_the_page_says_what_is_missing(made, tmp_path):
     (tmp_path / "t.json").write_bytes(made.read_bytes())
     result = run("report", tmp_path / "t.json", "-o", tmp_path / "r.html")
     html = (tmp_path / "r.html").read_text()
@@ -137,6 +140,7 @@ def browse(folder, *args):
 @pytest.mark.parametrize("kind", ["measured", "modelled"])
 def test_it_is_seen_in_a_browser_light_dark_and_on_a_phone(tmp_path, kind):
     source = calibration(loads=((1, 100), (8, 100))) if kind == "measured" else modelled(bandwidth=3e12, flops=4e14)
+    source = replace(source, trace=replace(source.trace, candidates=12))  # wide tables
     page(tmp_path / "r.html", source, loads=None if kind == "measured" else [(b, 512) for b in (1, 4, 16, 64)])
     url = (tmp_path / "r.html").as_uri()
     brightness = {}
@@ -166,7 +170,7 @@ def test_it_is_seen_in_a_browser_light_dark_and_on_a_phone(tmp_path, kind):
         document.getElementById("f").onload = e => {{
           const d = e.target.contentDocument, w = d.documentElement;
           const small = [...d.querySelectorAll("svg.chart text")].map(t => t.getBoundingClientRect().height);
-          const wide = [...d.querySelectorAll("section, h1, p, dl, svg.chart")].filter(n => n.getBoundingClientRect().right > 376).length;
+          const wide = [...d.querySelectorAll("section, h1, p, dl, figcaption, svg.chart")].filter(n => n.getBoundingClientRect().right > 376).length;
           document.getElementById("out").textContent = JSON.stringify({{width: w.scrollWidth, small: Math.min(...small), wide}});
         }};</script>"""
     )

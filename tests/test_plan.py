@@ -1,8 +1,10 @@
 """Plans on made-up calibrations, where the right answer is known, and tree.json as it is written and read."""
 
 import json
+import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import jsonschema
 import numpy as np
@@ -11,15 +13,17 @@ from test_search import random_trace
 
 from medusa_runtime import CandidateTree, InputError
 from medusa_runtime.treefile import read_tree, write_tree
-from medusa_tree.budget import Budget, parse_budget, parse_memory
+from medusa_tree.budget import Budget, enough, parse_budget, parse_memory
 from medusa_tree.bundled import data_path
 from medusa_tree.calibration import Calibration, load_calibration, save_calibration
 from medusa_tree.latency import LatencyGrid, LatencyPoint
+from medusa_tree.notes import notes
 from medusa_tree.offers import Estimator
 from medusa_tree.plan import plan
 from medusa_tree.roofline import Roofline
 from medusa_tree.search import product_frequencies
 from medusa_tree.shape import ModelShape
+from medusa_tree.trace import RankTrace
 
 
 def grid(cost=lambda n, d: 1e-3 * (10 + 0.1 * n + 0.2 * d), plain=10e-3, sizes=(1, 2, 4, 8, 16, 32), loads=((1, 100),)):
@@ -187,6 +191,45 @@ def test_estimators_and_swaps_end_near_one_another(estimator):
         plan(calibration(), Budget(), estimator="guess")
 
 
+@pytest.mark.parametrize("estimator", ["visited", "joint", "product"])
+def test_swaps_are_tried_whatever_the_estimator_and_never_with_an_engine(estimator, monkeypatch):
+    better = CandidateTree(((0,), (1,), (0, 0)))
+    backwards = product_frequencies(np.full((3, 4), [0.1, 0.2, 0.3, 0.35]))
+    monkeypatch.setattr("medusa_tree.plan.estimate", lambda trace, name: Estimator(name, 10.0, backwards))
+    monkeypatch.setattr("medusa_tree.plan.visited_tree", lambda trace, nodes, kappa, depth: better)
+    monkeypatch.setattr("medusa_tree.plan.swap_nodes", lambda tree, fit, check, depth: better)
+    (p,) = plan(calibration(), Budget(max_nodes=3), estimator=estimator, swaps=True).contents.operating_points
+    assert "with nodes swapped accepts" in p.why_own
+    with pytest.raises(InputError, match=r"--swaps: .* none that vllm takes"):
+        plan(calibration(), Budget(), engine="vllm", swaps=True)
+
+
+def test_a_trace_of_misses_alone_is_refused():
+    made = calibration()
+    ranks = np.full_like(made.trace.ranks, -1)
+    nothing = RankTrace(ranks, made.trace.starts, made.trace.held_out, made.trace.candidates)
+    with pytest.raises(InputError, match="every rank is a miss"):
+        plan(replace(made, trace=nothing), Budget())
+
+
+@pytest.mark.parametrize("value", [0.0123456, 5.505, 5.51, 83.16, 999.9, 1.0])
+def test_a_bound_that_is_said_to_be_enough_is(value):
+    assert value <= float(enough(value)) < 1.01 * value
+
+
+def test_the_nearest_feasible_budget_is_feasible():
+    made = calibration()
+    (line,) = [n for n in notes(made, plan(made, Budget(ratio=1.001))) if "latency binds" in n]
+    assert point(Budget(seconds=parse_budget(re.search(r"--budget ([\d.]+ms)", line)[1])[1])).nodes > 0
+    with pytest.raises(InputError) as caught:
+        plan(made, Budget(seconds=1e-3))
+    without, with_one = re.findall(
+        r"nearest feasible: --budget (\S+) without a tree, --budget (\S+) with one", str(caught.value)
+    )[0]
+    assert point(Budget(seconds=parse_budget(without)[1])).nodes == 0
+    assert point(Budget(seconds=parse_budget(with_one)[1])).nodes > 0
+
+
 def test_a_tree_of_its_own_is_told_and_survives_its_file(tmp_path, monkeypatch):
     """Where the tree for its own visits is better by far, the point takes it and says why."""
     better = CandidateTree(((0,), (1,), (0, 0), (0, 1), (0, 0, 0)))
@@ -203,7 +246,11 @@ def test_a_tree_of_its_own_is_told_and_survives_its_file(tmp_path, monkeypatch):
 
 
 def test_an_engine_plan_survives_its_file_and_its_schema(tmp_path):
-    contents = plan(calibration(loads=((1, 100), (8, 100))), Budget(), engine="vllm").contents
+    contents = plan(
+        modelled(bandwidth=3e12, flops=4e14), Budget(), [(b, 512) for b in (1, 4, 64)], engine="vllm"
+    ).contents
+    assert all(p.own is None or p.why_own == "chosen within what vllm takes" for p in contents.operating_points)
+    assert any(p.own for p in contents.operating_points)
     write_tree(tmp_path / "tree.json", contents)
     assert read_tree(tmp_path / "tree.json") == contents
     jsonschema.validate(
@@ -262,6 +309,11 @@ def test_budget_nonsense(text):
 def test_what_cannot_be_met_is_refused(budget, words):
     with pytest.raises(InputError, match=words):
         plan(calibration(), budget)
+
+
+def test_more_nodes_than_were_timed_are_no_error_where_those_timed_are_too_slow_to_win_already():
+    slow = calibration(cost=lambda n, d: 1e-3 * (10 + 2 * n))
+    assert 0 < plan(slow, Budget(max_nodes=64)).contents.operating_points[0].nodes < 16
 
 
 def test_a_calibration_survives_its_file(tmp_path):
@@ -347,6 +399,10 @@ def test_a_truncated_tree_file_is_named(tmp_path, text):
 
 
 def test_planning_needs_no_torch():
-    code = "import sys, medusa_tree.cli.finish, medusa_tree.export; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    """All that plan, compare, report, show, trace and export load, and every module marked NumPy only."""
+    code = (
+        "import sys, medusa_tree.cli.finish, medusa_tree.cli.source, medusa_tree.export, medusa_tree.page, medusa_tree.tracefile;"
+        "import medusa_runtime.treefile, medusa_tree.refine; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.split() == ["False", "False"]
+    assert result.stdout.strip() == "[]"

@@ -42,11 +42,16 @@ def test_ranks_are_those_of_one_token_at_a_time(family):
         assert np.array_equal(ranks, naive_ranks(model, prompt, 20, 10))
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt_neox"])
+@pytest.fixture(scope="module", params=["llama", "qwen3", "gpt_neox"])
+def profiled(request):
+    """A model, twelve prompts, and the trace of 48 tokens behind each."""
+    model, prompts = tiny_model(request.param), random_prompts(12, seed=7)
+    return model, prompts, profile(model, prompts, [False] * 12, max_new_tokens=48)
+
+
 @pytest.mark.parametrize("tree", TREES, ids=lambda t: f"{t.nodes}-nodes")
-def test_replay_is_the_runtime_step_for_step(family, tree):
-    model, prompts = tiny_model(family), random_prompts(12, seed=7)
-    trace = profile(model, prompts, [False] * 12, max_new_tokens=48)
+def test_replay_is_the_runtime_step_for_step(profiled, tree):
+    model, prompts, trace = profiled
     played = replay(tree, trace)
     for batch in (1, 4):
         emitted = [

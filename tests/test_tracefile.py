@@ -51,6 +51,13 @@ def test_without_a_split_a_quarter_is_held_out(tmp_path):
     assert np.array_equal(read.held_out, read_trace(tmp_path / "t.npz").held_out), "drawn by the seed alone"
 
 
+def test_candidates_kept_are_told_by_either_format(tmp_path):
+    trace = random_trace(0)
+    assert read_trace(write_npz(tmp_path / "t.npz", trace, candidates=np.array(10))).candidates == 10
+    rows = [row | {"candidates": 10} for row in lines(trace)]
+    assert read_trace(write_lines(tmp_path / "t.jsonl", rows)).candidates == 10
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -63,6 +70,13 @@ def test_without_a_split_a_quarter_is_held_out(tmp_path):
         ({"starts": np.arange(5.0)}, 'array "starts" is float64'),
         ({"starts": np.array([0, 20, 10, 360])}, "starts must rise from 0 to 360"),
         ({"held_out": np.zeros(3, dtype=bool)}, "held_out has shape"),
+        ({"held_out": np.array(["no"] * 12)}, 'array "held_out" is <U2'),
+        ({"held_out": np.zeros(12, dtype=bool)}, "0 of 12 sequences are held out"),
+        ({"held_out": np.ones(12, dtype=bool)}, "12 of 12 sequences are held out"),
+        ({"candidates": np.array([4, 4])}, '"candidates" is .* one whole number'),
+        ({"candidates": np.array(0)}, '"candidates" is .* 1 or more'),
+        ({"ranks": np.full((360, 3), 70_000)}, "position 0, head 1 has rank 70000; ranks count from 0 to 32766"),
+        ({"ranks": np.full((360, 3), -(2**63))}, "position 0, head 1 has rank -9223372036854775808"),
     ],
 )
 def test_bad_arrays_are_named(tmp_path, changes, words):
@@ -84,6 +98,9 @@ def test_bad_arrays_are_named(tmp_path, changes, words):
         (2, {"ranks": [[0, 0, 0]]}, 'line 3: "held_out" must be'),
         (2, {"ranks": [[0, 0, 0]], "held_out": "yes"}, 'line 3: "held_out" must be'),
         (0, {"ranks": [[]], "held_out": True}, "line 1, row 0"),
+        (2, {"ranks": [[0, 0, 0]], "held_out": True, "candidates": 4}, 'line 3: "candidates" is 4, before it was None'),
+        (0, {"ranks": [[0, 0, 3]], "held_out": True, "candidates": 3}, "line 1, row 0: .* ranks count from 0 to 2"),
+        (0, {"ranks": [[0, 0, 0]], "held_out": True, "candidates": 0}, 'line 1: "candidates" is 0'),
     ],
 )
 def test_bad_lines_are_named_with_their_row(tmp_path, at, row, words):

@@ -107,5 +107,6 @@ def calibrate(
     calibration = Calibration(trace, latency, record, shape_of(loaded))
     save_calibration(calibration_path(output), calibration)
     stderr().print(f"Wrote {calibration_path(output)}: plan again from it under another budget, in a second.")
-    found = plan(calibration, Budget(ratio, seconds, max_nodes, max_depth))
+    known = max(p.nodes for p in latency.points)  # larger trees were too slow to win, and not timed
+    found = plan(calibration, Budget(ratio, seconds, min(max_nodes, known), max_depth))
     finish_plan(calibration, found, output, as_json)

@@ -7,16 +7,14 @@ from pathlib import Path
 
 from medusa_runtime.treefile import write_tree
 from medusa_tree.calibration import Calibration
+from medusa_tree.notes import notes, roofline_beside, roofline_line
 from medusa_tree.plan import Plan
 from medusa_tree.plots import plan_plot
 from medusa_tree.report import (
     accuracy_table,
     comparison,
     comparison_table,
-    notes,
     points_table,
-    roofline_beside,
-    roofline_line,
     summary,
 )
 

@@ -3,28 +3,53 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from .common import FILE, check_output, stderr
+from .source import read_grid, read_parts
+
+if TYPE_CHECKING:
+    from medusa_runtime.treefile import TreeFile
+    from medusa_tree.calibration import Calibration
 
 
 @click.command()
 @click.argument("tree", type=FILE)
-@click.option("--calibration", type=FILE, help="What TREE was planned from.  [default: the one beside it]")
+@click.option(
+    "--calibration", type=FILE, help="What TREE was planned from, or the rank trace.  [default: the one beside it]"
+)
+@click.option("--latency", type=FILE, help="The step latency it was planned with, where that came from a JSON file.")
 @click.option(
     "-o", "--output", type=FILE, default=Path("report.html"), show_default=True, help="Where to write the page."
 )
-def report(tree: Path, calibration: Path | None, output: Path) -> None:
+def report(tree: Path, calibration: Path | None, latency: Path | None, output: Path) -> None:
     """Write one self-contained HTML page about TREE: accuracies, curves, latency, the tree, operating points, provenance."""
     from medusa_runtime.treefile import read_tree
-    from medusa_tree.calibration import calibration_path, load_calibration
+    from medusa_tree.calibration import calibration_path
     from medusa_tree.page import write_page
 
     check_output(output)
     contents = read_tree(tree)
     where = calibration or calibration_path(tree)
-    made = load_calibration(where) if calibration is not None or where.is_file() else None
+    made = _read(where, latency, contents) if calibration is not None or where.is_file() else None
     for warning in write_page(output, contents, made):
         stderr().print(f"[yellow]{warning}[/yellow]")
     stderr().print(f"Wrote {output}: open it in a browser, or send it; it needs no network.")
+
+
+def _read(where: Path, latency: Path | None, contents: TreeFile) -> Calibration:
+    """What the tree was planned from: ranks, and step latency as measured, as given, or as its provenance models it."""
+    from medusa_runtime.errors import InputError
+    from medusa_tree.calibration import Calibration
+    from medusa_tree.roofline import Roofline
+
+    trace, grid, made, shape = read_parts(where)
+    if "modelled" in contents.provenance:
+        roofline = Roofline.from_json(contents.provenance["modelled"], "provenance of the tree")
+        return Calibration(trace, roofline, made, roofline.shape)
+    grid = grid if latency is None else read_grid(latency)
+    if grid is None:
+        raise InputError(f"{where}: a rank trace has no step latency; give the file it was planned with, by --latency")
+    return Calibration(trace, grid, made, shape)

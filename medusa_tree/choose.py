@@ -1,0 +1,108 @@
+"""Choose: the fastest of the offers within the budget at one batch and context, and what any tree would give there. NumPy only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from medusa_runtime.tree import CandidateTree
+from medusa_runtime.treefile import Estimate, OperatingPoint
+
+from .budget import Budget, Memory, within
+from .latency import LatencyCurve, Load
+from .offers import Offers
+from .replay import replay
+from .trace import RankTrace
+
+LARGEST_KNOWN = "largest size known"  # the limit where a tree larger than any considered may be faster
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What every tree size would give at one batch and context: (n,) arrays, the best tree of each size within the
+    budget, or the best at all where none is. ``acceptance`` is replay on held-out sequences; ``chosen`` is the entry
+    that the plan takes, found on the fitting ones; ``limit`` names the bounds without which it were another."""
+
+    nodes: np.ndarray
+    depth: np.ndarray
+    acceptance: np.ndarray
+    seconds: np.ndarray
+    tokens_per_s: np.ndarray
+    speedup: np.ndarray
+    chosen: int
+    offer: int | None  # the chosen tree among the offers; None for plain decoding
+    limit: str
+
+
+def pick(offers: Offers, latency: LatencyCurve, load: Load, budget: Budget, memory: Memory | None) -> Curve:
+    """The fastest offer within the budget at one load, and the best of every size.
+
+    Raises:
+        InputError: not even plain decoding is within the budget.
+    """
+    known = np.flatnonzero(offers.nodes <= latency.largest)
+    nodes, depth = offers.nodes[known], offers.depth[known]
+    seconds = latency.at(nodes, depth)
+    met = within(budget, load, latency, nodes, depth, seconds, memory)
+    feasible = np.logical_and.reduce([np.ones(len(known), dtype=np.bool_), *met.values()])
+    plain = latency.plain.seconds
+    rate = offers.fitted[known] / seconds
+    # Every size's best: within the budget where it can be, for the plot also beyond.
+    order = np.lexsort((-rate, ~feasible, nodes))
+    best = order[np.unique(nodes[order], return_index=True)[1]]
+    winner = int(np.argmax(np.where(feasible, rate, 0))) if feasible.any() else None
+    if winner is not None and rate[winner] <= 1 / plain:
+        winner = None
+    free = int(np.argmax(rate))
+    limit = "" if free == winner or rate[free] <= 1 / plain else ", ".join(n for n, ok in met.items() if not ok[free])
+    if winner is not None and not limit and nodes[winner] == latency.largest:
+        limit = LARGEST_KNOWN
+    at = 0 if winner is None else 1 + int(np.searchsorted(nodes[best], nodes[winner]))
+    acceptance = np.concatenate([[1.0], offers.seen[known[best]]])
+    time = np.concatenate([[plain], seconds[best]])
+    return Curve(
+        nodes=np.concatenate([[0], nodes[best]]),
+        depth=np.concatenate([[0], depth[best]]),
+        acceptance=acceptance,
+        seconds=time,
+        tokens_per_s=load[0] * acceptance / time,
+        speedup=acceptance / time * plain,
+        chosen=at,
+        offer=None if winner is None else int(known[winner]),
+        limit=limit,
+    )
+
+
+def predict(
+    tree: CandidateTree,
+    held: RankTrace,
+    latency: LatencyCurve,
+    load: Load,
+    kind: str = "measured",
+    limit: str = "",
+    settings: dict[str, object] | None = None,
+) -> OperatingPoint:
+    """What any tree would give: replay on held-out sequences and the latency curve. The intervals of rates
+    combine the acceptance interval with the latency's quartiles."""
+    played = replay(tree, held)
+    length = Estimate(played.acceptance_length, *played.interval())
+    seconds = float(latency.at(tree.nodes, tree.depth))
+    low, high = latency.spread(tree.nodes)
+    step = Estimate(seconds, seconds * low, seconds * high)
+    plain = latency.plain.seconds
+
+    def rate(scale: float) -> Estimate:
+        return _rounded(
+            Estimate(scale * length.value / step.value, scale * length.low / step.high, scale * length.high / step.low)
+        )
+
+    milliseconds = Estimate(1e3 * step.value, 1e3 * step.low, 1e3 * step.high)
+    return OperatingPoint(
+        *load, tree.nodes, tree.depth, _rounded(length), _rounded(milliseconds), rate(load[0]), rate(plain),
+        latency=kind, limit=limit, engine=dict(settings or {}),
+    )  # fmt: skip
+
+
+def _rounded(e: Estimate) -> Estimate:
+    return Estimate(*(float(f"{x:.6g}") for x in (e.value, e.low, e.high)))

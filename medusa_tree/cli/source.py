@@ -1,0 +1,155 @@
+"""Where ranks and step latency come from: a calibration, or a rank trace with a latency file or a modelled device."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .common import FILE, stderr
+
+if TYPE_CHECKING:
+    from medusa_tree.calibration import Calibration
+    from medusa_tree.latency import LatencyGrid
+    from medusa_tree.roofline import Roofline
+    from medusa_tree.shape import ModelShape
+    from medusa_tree.trace import RankTrace
+
+
+@dataclass(frozen=True)
+class LatencySource:
+    """The options that say where step latency comes from, as given: None where they were not."""
+
+    latency: Path | None
+    device_model: str | None
+    config: Path | None
+    weight_dtype: str | None
+    kv_dtype: str | None
+    launch_overhead: float | None
+    achieved: float | None
+
+    def check(self) -> None:
+        """InputError where two options do not go together."""
+        from medusa_runtime.errors import InputError
+
+        about_the_model = ("config", "weight_dtype", "kv_dtype", "launch_overhead", "achieved")
+        idle = [name for name in about_the_model if getattr(self, name) is not None]
+        if self.device_model is None and idle:
+            raise InputError(f"--{idle[0].replace('_', '-')} is for a modelled device; name one with --device-model")
+        if self.device_model is not None and self.latency is not None:
+            raise InputError("--latency and --device-model both give step latency; use one")
+
+
+def latency_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--latency, --device-model and what goes with it; the command gets them as one ``source_of_latency``."""
+
+    @wraps(command)
+    def gathered(**given: Any) -> Any:
+        source = LatencySource(**{f.name: given.pop(f.name) for f in fields(LatencySource)})
+        return command(**given, source_of_latency=source)
+
+    for option in (
+        click.option("--achieved", type=float, help="Share of the data sheet's rates that is reached.  [default: 0.8]"),
+        click.option("--launch-overhead", type=float, metavar="MS", help="Modelled launches a step.  [default: as fitted on a GPU]"),
+        click.option("--kv-dtype", help="Of the modelled KV cache.  [default: as the weights]"),
+        click.option("--weight-dtype", help="Of the modelled weights.  [default: as calibrated]"),
+        click.option("--config", type=FILE, help="config.json of the model to put there.  [default: the calibrated one]"),
+        click.option("--device-model", help="Model the latency of a device, e.g. h100-sxm; an unknown one lists them."),
+        click.option("--latency", type=FILE, help="Step latency from this JSON instead of the calibration's."),
+    ):  # fmt: skip
+        gathered = option(gathered)
+    return gathered
+
+
+def read_source(
+    path: Path, source: LatencySource, max_nodes: int | None = None
+) -> tuple[Calibration, LatencyGrid | None]:
+    """The ranks and the step latency to go by, and the grid that was measured, if any.
+
+    Args:
+        path: a calibration, or a rank trace of any drafter.
+        max_nodes: largest tree on a modelled device.
+    """
+    from medusa_runtime.errors import InputError
+    from medusa_tree.calibration import Calibration
+
+    source.check()
+    trace, measured, made, shape = read_parts(path)
+    if source.latency is not None:
+        measured = read_grid(source.latency)
+    if source.device_model is not None:
+        roofline = _model(source.device_model, source, trace, measured, shape, max_nodes)
+        of = {} if source.config is None else {"shape": f"of {source.config.name}"}
+        return Calibration(trace, roofline, made | of, roofline.shape), measured
+    if measured is None:
+        raise InputError(
+            f"{path}: a rank trace has no step latency; give --latency FILE, or --device-model NAME with --config"
+        )
+    return Calibration(trace, measured, made, shape), measured
+
+
+def read_parts(path: Path) -> tuple[RankTrace, LatencyGrid | None, dict[str, Any], ModelShape | None]:
+    """A calibration's trace, grid, provenance and shape; or a rank trace, whose latency and shape nobody measured."""
+    from medusa_tree.calibration import load_calibration
+    from medusa_tree.tracefile import load_arrays, read_trace
+
+    if path.suffix == ".npz" and "meta" in load_arrays(path):
+        made = load_calibration(path)
+        return made.trace, made.grid, made.provenance, made.shape
+    return read_trace(path), None, {"trace": path.name}, None
+
+
+def read_grid(path: Path) -> LatencyGrid:
+    """A grid from a --latency file."""
+    from medusa_tree.latency import LatencyGrid
+
+    return LatencyGrid.from_json(_read_json(path), str(path))
+
+
+def _read_json(path: Path) -> Any:
+    from medusa_runtime.errors import InputError
+
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error})") from None
+
+
+def _model(
+    name: str, source: LatencySource, trace: RankTrace, measured: LatencyGrid | None, shape: ModelShape | None, max_nodes: int | None
+) -> Roofline:  # fmt: skip
+    """The device's roofline. Launches cost what they were found to cost on a GPU, layer for layer; a CPU's steps say
+    nothing about that, as nothing is launched there."""
+    from medusa_runtime.errors import InputError
+    from medusa_tree.roofline import ACHIEVED, fit_roofline, gpu, model_device
+    from medusa_tree.shape import BYTES, ModelShape
+
+    gpu(name)  # before anything is said of it
+    there = shape
+    if source.config is not None:
+        there = ModelShape.from_config(_read_json(source.config), trace.heads, where=str(source.config))
+    if there is None:
+        raise InputError("--device-model: the model's shape is not in this file; give its config.json with --config")
+    overhead, per_head = 0.0, 0.0
+    if source.launch_overhead is not None:
+        overhead = source.launch_overhead / 1e3
+    elif measured is not None and measured.gpu and shape is not None:
+        fitted = fit_roofline(measured, shape)
+        overhead, per_head = fitted.overhead * there.layers / shape.layers, fitted.per_head_overhead
+        stderr().print(
+            f"Modelled launch overhead: {1e3 * overhead:.3g} ms a step, as fitted on {fitted.device}; --launch-overhead MS sets another."
+        )
+    else:
+        stderr().print(
+            "[yellow]No launch overhead is known, as none was measured on a GPU: modelled with none; --launch-overhead MS sets one.[/yellow]"
+        )
+    known = measured.dtype if measured is not None and measured.dtype in BYTES else "bfloat16"
+    return model_device(
+        name, there, dtype=source.weight_dtype or known, kv_dtype=source.kv_dtype, overhead=overhead, per_head_overhead=per_head,
+        achieved=ACHIEVED if source.achieved is None else source.achieved, max_nodes=max_nodes or 256,
+    )  # fmt: skip
