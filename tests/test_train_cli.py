@@ -118,19 +118,9 @@ def test_self_distillation_answers_trains_and_resumes_from_what_stands(tmp_path,
     before = answers.read_bytes()
     run(*options, "--resume", "-o", out)
     assert answers.read_bytes() == before
+    half = ("--shared-output", "--draft-vocab", 20, "--dtype", "bfloat16")
     taken = run(
-        "--model",
-        base,
-        "--data",
-        answers,
-        *FAST,
-        "--self-distill",
-        "--draft-vocab",
-        20,
-        "--held-out",
-        0.3,
-        "-o",
-        tmp_path / "again",
+        "--model", base, "--data", answers, *FAST, "--self-distill", "--held-out", 0.3, *half, "-o", tmp_path / "again"
     )
     assert "Answering" not in taken.output
     assert len(decodes_as_its_base(tmp_path / "again").medusa_heads.token_map) == 20

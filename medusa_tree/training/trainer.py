@@ -88,7 +88,7 @@ class HeadsTrainer(Trainer):
         """Head accuracies and the backbone's loss on the first held-out rows, split over the processes."""
         model: TrainingModel = self.accelerator.unwrap_model(self.model)
         mine: Sequence[Row] = self.eval_dataset[self.args.process_index : ALONG_THE_WAY : self.args.world_size]
-        with self.compute_loss_context_manager():
+        with self.accelerator.autocast():
             scores = score(model, mine, self.args.per_device_eval_batch_size)
         scores = scores.summed(lambda x: self.accelerator.reduce(x.to(self.args.device), "sum").cpu())
         metrics = {"eval_backbone": scores.base_loss}
