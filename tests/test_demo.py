@@ -72,7 +72,7 @@ def test_it_is_lossless_against_transformers(both_cores, demo, held_out_prompts,
 
 def test_the_heads_are_worth_having(trace, tree):
     """The demo is trained: a tree of 24 nodes gives well over two tokens a step on held-out prompts."""
-    assert replay(tree, trace).acceptance_length > 2.0
+    assert replay(tree, trace).acceptance_length > 2.5
     top1 = (trace.ranks == 0).mean(axis=0)
     assert (np.diff(top1) < 0).all(), "each head looks further ahead and must find it harder"
 
@@ -108,5 +108,6 @@ def test_it_is_small_and_safe():
     files = [p for folder in ("model", "heads") for p in data_path("demo", folder).iterdir()]
     assert sum(p.stat().st_size for p in files) < 40e6
     assert {p.suffix for p in files} <= {".json", ".safetensors"}
-    figures = json.loads(data_path("demo", "model", "training.json").read_text())["figures"]
-    assert len(figures["head_top1"]) == len(figures["head_top5"]) == 4
+    figures = json.loads(data_path("demo", "heads", "training.json").read_text())
+    assert len(figures["after"]["head_top_k"]) == 4
+    assert figures["after"]["base_loss"] == figures["before"]["base_loss"], "its backbone is the one that was there"
