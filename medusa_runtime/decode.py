@@ -11,11 +11,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .accept import accept_greedy
+from .accept import accept, choose
 from .attention import AttentionContext
 from .cache import TreeCache
 from .errors import InputError
 from .heads import MedusaHeads
+from .rules import GREEDY, Rule
 from .tree import CandidateTree
 from .treefile import TreeFile
 
@@ -61,12 +62,14 @@ class State:
     root (B,) int64: each sequence's next token, decided by the model but not yet in the cache.
     hidden (B, d): the last hidden state behind that decision; what the heads read.
     lengths: tokens in the cache for each sequence, known to the host.
+    streams (B,) int64: each sequence's stream of random numbers, for sampling.
     """
 
     cache: TreeCache
     root: Tensor
     hidden: Tensor
     lengths: list[int]
+    streams: Tensor
 
 
 def propose(heads: MedusaHeads, hidden: Tensor, num_heads: int, width: int) -> Tensor:
@@ -75,16 +78,24 @@ def propose(heads: MedusaHeads, hidden: Tensor, num_heads: int, width: int) -> T
 
 
 @torch.inference_mode()
-def prefill(model: MedusaModel, prompts: Sequence[Sequence[int]], capacity: int, static: bool = False) -> State:
-    """Run the prompts through the model in one right-padded pass.
+def prefill(
+    model: MedusaModel,
+    prompts: Sequence[Sequence[int]],
+    capacity: int,
+    static: bool = False,
+    rule: Rule = GREEDY,
+    streams: Sequence[int] | None = None,
+) -> State:
+    """Run the prompts through the model in one right-padded pass; the first token follows the rule like all others.
 
     Args:
         prompts: B lists of token ids, none empty.
         capacity: cache slots a sequence; at least the longest prompt and what is to be decoded.
         static: see :class:`TreeCache`; pays where many sequences are decoded plainly on a CPU.
+        streams: B numbers, see :func:`stream`.
 
     Raises:
-        InputError: an empty prompt.
+        InputError: an empty prompt, or logits that are NaN or infinite.
     """
     lengths = [len(p) for p in prompts]
     if not lengths or min(lengths) == 0:
@@ -97,18 +108,24 @@ def prefill(model: MedusaModel, prompts: Sequence[Sequence[int]], capacity: int,
     hidden, logits = model(tokens, cache, context, keep=last)  # a column for each place where some prompt ends
     own = torch.arange(batch, device=device)
     cache.set_lengths(lengths)
-    return State(cache, logits[own, column].argmax(dim=-1), hidden[own, column], lengths)
+    logits = logits[own, column]
+    if not bool(logits.amax(dim=-1).isfinite().all()):
+        raise unsound(model)
+    numbers = torch.tensor(list(range(batch)) if streams is None else list(streams), device=device)
+    root = choose(rule, logits[:, None], TreeBuffers.of(CandidateTree(), device), cache.lengths - 1, numbers)[:, 0]
+    return State(cache, root, hidden[own, column], lengths, numbers)
 
 
 @torch.inference_mode()
-def step(model: MedusaModel, state: State, tree: TreeBuffers) -> tuple[Tensor, Tensor]:
+def step(model: MedusaModel, state: State, tree: TreeBuffers, rule: Rule = GREEDY) -> tuple[Tensor, Tensor]:
     """One decoding step: propose, verify the tree in one pass, keep the accepted path, advance.
 
     The heads are evaluated once a sequence, on the hidden state of the last accepted node.
 
     Returns:
         tokens (B, D + 1) int64: the root and the accepted path behind it, the last repeated;
-        accepted (B,) int64: a, how many of the path's nodes were accepted. The step emits 1 + a tokens.
+        accepted (B,) int64: a, how many of the path's nodes were accepted. The step emits 1 + a tokens. -1 where the logits
+        behind them are NaN or infinite, so that there is no next root (see :func:`unsound`).
         The cache holds the path; ``state.lengths`` is the caller's to advance (see :func:`advance`).
     """
     cache, batch = state.cache, state.root.shape[0]
@@ -119,16 +136,12 @@ def step(model: MedusaModel, state: State, tree: TreeBuffers) -> tuple[Tensor, T
         tokens = torch.cat([tokens, drafted], dim=1)
     context = AttentionContext(cache.lengths, tree.depths, tree.ancestors, cache.uniform)
     hidden, logits = model(tokens, cache, context)
-    predicted = logits.argmax(dim=-1)
-    if not tree.nodes:
-        state.root, state.hidden = predicted[:, 0], hidden[:, 0]
-        return tokens, torch.zeros_like(state.root)
-    best = accept_greedy(tokens, predicted, tree.parents, tree.ancestors, tree.depths)
+    best, state.root, sound = accept(rule, logits, tokens, tree, cache.lengths, state.streams)
     path = tree.retrieval[best]
-    cache.keep(path)
-    rows = torch.arange(batch, device=best.device)
-    state.root, state.hidden = predicted[rows, best], hidden[rows, best]
-    return tokens.gather(1, path), tree.depths[best]
+    if tree.nodes:
+        cache.keep(path)
+    state.hidden = hidden[torch.arange(batch, device=best.device), best]
+    return tokens.gather(1, path), torch.where(sound, tree.depths[best], -1)
 
 
 @torch.inference_mode()
@@ -136,6 +149,14 @@ def advance(state: State, emitted: Sequence[int]) -> None:
     """Count the tokens that a step left in the cache: ``emitted[b]`` more for sequence b."""
     state.lengths = [n + e for n, e in zip(state.lengths, emitted, strict=True)]
     state.cache.set_lengths(state.lengths)
+
+
+def unsound(model: MedusaModel) -> InputError:
+    """The error for logits that are NaN or infinite, behind which there is no next token."""
+    return InputError(
+        f"{model.name}: the model's logits are NaN or infinite, so there is no next token; its numbers overflow in "
+        f"{str(model.dtype).removeprefix('torch.')} or its weights are damaged: try another --dtype (bfloat16, float32)"
+    )
 
 
 def stop_tokens(model: MedusaModel, eos_token_id: int | Sequence[int] | None) -> frozenset[int]:
@@ -178,6 +199,13 @@ def tree_for(tree: CandidateTree | TreeFile, prompts: Sequence[Sequence[int]], m
     return tree.tree(max(1, len(prompts)), max(1, longest + max_new_tokens // 2))
 
 
+def rule_for(tree: CandidateTree | TreeFile, rule: Rule | None) -> Rule:
+    """The rule asked for, or the one that a whole tree.json was calibrated under, or greedy."""
+    if rule is not None:
+        return rule
+    return tree.acceptance if isinstance(tree, TreeFile) else GREEDY
+
+
 @dataclass
 class Generation:
     """What was generated: for each sequence its new ``tokens`` (the end token included) and how many tokens
@@ -205,23 +233,34 @@ def stream(
     tree: CandidateTree | TreeFile,
     max_new_tokens: int = 128,
     eos_token_id: int | Sequence[int] | None = None,
+    rule: Rule | None = None,
+    streams: Sequence[int] | None = None,
 ) -> Iterator[list[list[int]]]:
     """Decode, yielding after each step the tokens it added to each sequence (an empty list once it has ended); of a
     whole tree.json with the operating point for these prompts.
 
+    Args:
+        rule: how tokens are accepted; by default as the tree.json was calibrated, or greedily.
+        streams: a number a sequence, which with the rule's seed fixes what is drawn for it; by default 0, 1, ... A sequence
+            keeps its text in any batch if it keeps its number.
+
     Raises:
-        InputError: an empty prompt, more context than the model has, or a tree deeper than its heads.
+        InputError: an empty prompt, more context than the model has, a tree deeper than its heads, or logits that are NaN or
+            infinite.
     """
+    rule = rule_for(tree, rule)
     tree = tree_for(tree, prompts, max_new_tokens)
     capacity = check_request(model, prompts, tree, max_new_tokens)
     stops = stop_tokens(model, eos_token_id)
     buffers = TreeBuffers.of(tree, model.device)
-    state = prefill(model, prompts, capacity)
+    state = prefill(model, prompts, capacity, rule=rule, streams=streams)
     left = [max_new_tokens] * len(prompts)
     while any(left):
-        tokens, accepted = step(model, state, buffers)
+        tokens, accepted = step(model, state, buffers, rule)
         added: list[list[int]] = []
         for b, (row, a) in enumerate(zip(tokens.tolist(), accepted.tolist(), strict=True)):
+            if a < 0 and left[b]:
+                raise unsound(model)
             new = row[: min(1 + a, left[b])]
             stop = next((i for i, t in enumerate(new) if t in stops), None)
             new = new if stop is None else new[: stop + 1]
@@ -237,9 +276,11 @@ def generate(
     tree: CandidateTree | TreeFile,
     max_new_tokens: int = 128,
     eos_token_id: int | Sequence[int] | None = None,
+    rule: Rule | None = None,
+    streams: Sequence[int] | None = None,
 ) -> Generation:
     """Decode to the end; see :func:`stream`."""
     result = Generation([[] for _ in prompts], [[] for _ in prompts])
-    for added in stream(model, prompts, tree, max_new_tokens, eos_token_id):
+    for added in stream(model, prompts, tree, max_new_tokens, eos_token_id, rule, streams):
         result.add(added)
     return result

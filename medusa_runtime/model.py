@@ -17,6 +17,7 @@ from .checkpoint import is_heads_repository, load_heads, read_config
 from .decode import Generation, generate
 from .errors import InputError
 from .heads import MedusaHeads
+from .rules import Rule
 from .tree import CandidateTree
 from .treefile import TreeFile
 
@@ -206,14 +207,17 @@ class MedusaModel(nn.Module):
         max_new_tokens: int = 128,
         eos_token_id: int | Sequence[int] | None = None,
         attention_mask: Tensor | None = None,
+        rule: Rule | None = None,
     ) -> Generation:
-        """Decode greedily with a candidate tree (None or empty: plainly); the text is that of plain greedy decoding.
+        """Decode with a candidate tree (None or empty: plainly). Greedily the text is that of plain greedy decoding, and when
+        sampling that of plain sampling with the same seed; typical acceptance changes it (see :mod:`medusa_runtime.rules`).
 
         Args:
             input_ids: (B, S) token ids, or B lists of them of any lengths.
             tree: a tree, or a whole tree.json (:func:`read_tree`), of which the point for this batch and context is taken.
             attention_mask: (B, S), 0 where ``input_ids`` is padding, on either side.
             eos_token_id: ends a sequence; by default the model's own. Pass an empty list for none.
+            rule: how tokens are accepted; by default as the tree.json was calibrated, or greedily.
         """
         if isinstance(input_ids, Tensor):
             rows = input_ids.tolist()
@@ -224,7 +228,7 @@ class MedusaModel(nn.Module):
                 ]
         else:
             rows = [list(row) for row in input_ids]
-        return generate(self, rows, CandidateTree() if tree is None else tree, max_new_tokens, eos_token_id)
+        return generate(self, rows, CandidateTree() if tree is None else tree, max_new_tokens, eos_token_id, rule)
 
 
 def _check_fit(heads: MedusaHeads, output: Tensor, name: str, heads_name: str) -> None:

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medusa_runtime import CandidateTree, InputError, MedusaModel, stream
-from medusa_runtime.accept import accept_greedy
+from medusa_runtime.accept import accept
 from medusa_runtime.attention import AttentionContext
 from medusa_runtime.cache import TreeCache
 from medusa_runtime.decode import TreeBuffers, advance, prefill, step
+from medusa_runtime.rules import GREEDY
 
 NEW = 128
 
@@ -176,7 +177,10 @@ def test_greedy_acceptance_finds_the_deepest_agreeing_node(tree, seed):
     predicted = torch.randint(0, 3, (2, m), generator=generator)
     tokens = torch.zeros(2, m, dtype=torch.int64)
     tokens[:, 1:] = torch.as_tensor(tree.ranks[1:])  # siblings differ, as a head's candidates do
-    best = accept_greedy(tokens, predicted, *map(torch.as_tensor, (tree.parents, tree.ancestors, tree.depths)))
+    logits = torch.nn.functional.one_hot(predicted, 4).float()
+    buffers, none = TreeBuffers.of(tree, torch.device("cpu")), torch.zeros(2, dtype=torch.int64)
+    best, root, sound = accept(GREEDY, logits, tokens, buffers, none, none)
+    assert sound.all()
     for b in range(2):
         at = 0
         while True:
@@ -185,6 +189,7 @@ def test_greedy_acceptance_finds_the_deepest_agreeing_node(tree, seed):
                 break
             at = below[0]
         assert best[b] == at
+        assert root[b] == predicted[b, at]
 
 
 @given(
