@@ -63,9 +63,16 @@ def append(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, l
     )  # fmt: skip
 
 
-def pointers(tensors: Sequence[Tensor]) -> Tensor:
-    """(tensors,) int64, where each starts; what :func:`keep` moves rows in."""
-    return torch.tensor([t.data_ptr() for t in tensors], dtype=torch.int64, device=tensors[0].device)
+def tables(tensors: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """The tensors by device, shape and dtype: the addresses of each kind (tensors,) int64 on its device, and one of them;
+    what :func:`keep` moves rows in."""
+    kinds: dict[tuple, list[Tensor]] = {}
+    for tensor in tensors:
+        kinds.setdefault((tensor.device, tensor.shape, tensor.dtype), []).append(tensor)
+    return [
+        (torch.tensor([t.data_ptr() for t in kind], dtype=torch.int64, device=kind[0].device), kind[0])
+        for kind in kinds.values()
+    ]
 
 
 def keep(table: Tensor, like: Tensor, path: Tensor, lengths: Tensor, accepted: Tensor) -> None:

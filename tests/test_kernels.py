@@ -145,7 +145,8 @@ def test_rows_are_appended_and_kept_in_place(tree, lengths, data):
     before = [t.clone() for t in tensors]
     best = [data.draw(st.integers(0, tree.nodes)) for _ in lengths]
     path, accepted = torch.as_tensor(tree.retrieval[best]).to(DEVICE), torch.as_tensor(tree.depths[best]).to(DEVICE)
-    kv_rows.keep(kv_rows.pointers(tensors), tensors[0], path, at, accepted)
+    ((table, like),) = kv_rows.tables(tensors)
+    kv_rows.keep(table, like, path, at, accepted)
     for got, old in zip(tensors, before, strict=True):
         for b, n in enumerate(lengths):
             a = int(accepted[b])
