@@ -23,7 +23,7 @@ from .noise import gumbel
 from .rules import Rule, Sampling, Typical
 
 if TYPE_CHECKING:
-    from .decode import TreeBuffers
+    from .step import TreeBuffers
 
 
 def accept(

@@ -43,7 +43,7 @@ class TreeLayer(CacheLayerMixin):
             from . import kv_rows
 
             kv_rows.append(key_states, value_states, self.keys, self.values, cache.lengths_on(self.device))
-        elif cache.known is not None and cache.known[0] == cache.known[1]:
+        elif not cache.fixed and cache.known[0] == cache.known[1]:
             start = cache.known[0]
             self.keys[:, :, start : start + new] = key_states
             self.values[:, :, start : start + new] = value_states
@@ -58,7 +58,7 @@ class TreeLayer(CacheLayerMixin):
         return self.cache.slots_in_use(query_length), 0
 
     def get_seq_length(self) -> int:
-        return self.cache.capacity if self.cache.known is None else self.cache.known[1]
+        return self.cache.capacity if self.cache.fixed else self.cache.known[1]
 
     def get_max_length(self) -> int:
         return self.cache.capacity
@@ -71,26 +71,35 @@ class TreeCache(Cache):
     index is its token's position. Sliding-window layers keep all slots; the window is the mask's business.
 
     lengths: (B,) int64 on ``device``, accepted tokens a sequence; advanced there.
-    known: the least and the greatest length that the host knows any sequence to have, which lets it hand on fewer slots and
-        write them as slices. None: the host never knows, and no shape or address depends on a length, as a CUDA graph needs.
+    known: bounds on them that the host knows without asking, the least and the greatest; where the two meet, rows are
+        written as slices, and where not static, attention is handed no more slots than that.
+    fixed: make no use of ``known``: no shape or address then depends on it, as CUDA graphs and compiled passes need.
+    ceiling: no sequence ever grows longer than this.
 
     Args:
         layers: how many layers the model has.
         capacity: slots a sequence: prompt + new tokens + tree nodes.
         batch: B.
         device: where the lengths live.
-        static: hand all slots to attention, used or not, so that shapes never change and keys stay contiguous;
-            else only the slots in use.
-        triton: move rows, and attend, by the Triton kernels; lengths are then read on the device only.
+        static: hand all slots to attention, used or not, so that shapes never change and keys stay contiguous.
+        fixed: see above; implies static.
+        triton: move rows, and attend, by the Triton kernels, which read lengths on the device; implies static.
     """
 
     def __init__(
-        self, layers: int, capacity: int, batch: int, device: torch.device, static: bool = False, triton: bool = False
+        self,
+        layers: int,
+        capacity: int,
+        batch: int,
+        device: torch.device,
+        static: bool = False,
+        fixed: bool = False,
+        triton: bool = False,
     ) -> None:
         super().__init__(layers=[TreeLayer(self) for _ in range(layers)])
-        self.capacity, self.static, self.triton = capacity, static or triton, triton
+        self.capacity, self.static, self.fixed, self.triton = capacity, static or fixed or triton, fixed, triton
         self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)
-        self.known: tuple[int, int] | None = (0, 0)
+        self.known, self.ceiling = (0, 0), capacity
         self._rows: dict[torch.device, Tensor] = {}
         self._copies: dict[torch.device, Tensor] = {}  # of the lengths, on devices that hold other layers
         self._tables: list[tuple[Tensor, Tensor]] = []  # addresses of like tensors, and one of them
@@ -99,24 +108,21 @@ class TreeCache(Cache):
         """Say how many accepted tokens each sequence has: of prompts, or to go back in a text."""
         self.lengths.copy_(torch.tensor(lengths, dtype=torch.int64))
         self._copies.clear()
-        if self.known is not None:
-            self.known = (min(lengths), max(lengths))
+        self.known = (min(lengths), max(lengths))
 
-    def advance(self, emitted: Tensor, most: int) -> None:
-        """Count the tokens that a step left in the cache, on the device: ``emitted`` (B,) of them, at most ``most``."""
+    def advance(self, emitted: Tensor) -> None:
+        """Count the tokens that a step left in the cache, ``emitted`` (B,), on the device."""
         self.lengths += emitted
         self._copies.clear()
-        if self.known is not None:
-            self.known = (self.known[0], self.known[1] + most)
 
-    def learn(self, lengths: Sequence[int], most_since: int = 0) -> None:
-        """Tell the host the lengths once they have been read, and how much any may have grown since."""
-        if self.known is not None:
-            self.known = (min(lengths), max(lengths) + most_since)
+    def expect(self, least: int, most: int, lengths: Sequence[int] | None = None) -> None:
+        """Tell the host that every length has grown by ``least`` to ``most`` since it knew, or since it read ``lengths``."""
+        low, high = self.known if lengths is None else (min(lengths), max(lengths))
+        self.known = (min(low + least, self.ceiling), min(high + most, self.ceiling))
 
     def check_room(self, new: int) -> None:
         """InputError where ``new`` more tokens may not fit behind the longest sequence."""
-        if self.known is not None and self.known[1] + new > self.capacity:
+        if self.known[1] + new > self.capacity:
             raise InputError(
                 f"{new} new tokens (a tree of {new - 1} nodes and its root) do not fit behind the {self.known[1]} that a "
                 f"sequence may have in a cache of {self.capacity} slots; make the cache larger or the tree smaller"
@@ -142,7 +148,7 @@ class TreeCache(Cache):
 
     def slots_in_use(self, new: int) -> int:
         """How many slots attention is handed once ``new`` tokens are written."""
-        return self.capacity if self.static or self.known is None else self.known[1] + new
+        return self.capacity if self.static else self.known[1] + new
 
     def keep(self, path: Tensor, accepted: Tensor) -> None:
         """Move the accepted tokens' rows together, behind the accepted prefix, in every layer.

@@ -16,6 +16,7 @@ from .cache import TreeCache
 from .checkpoint import is_heads_repository, load_heads, read_config
 from .decode import Generation, generate
 from .errors import InputError
+from .graph import Workspace
 from .heads import MedusaHeads
 from .rules import Rule
 from .tree import CandidateTree
@@ -90,6 +91,11 @@ class MedusaModel(nn.Module):
         # The heads read what the output layer reads; catching it there holds for every architecture.
         output.register_forward_pre_hook(self._catch_hidden)
         self._hidden: Tensor | None = None
+        self.triton = attention.triton_serves(self.device)
+        self.graphs = self.device.type == "cuda" and self._devices() == 1
+        self.graph_pool = torch.cuda.graph_pool_handle() if self.graphs else None
+        self.workspace: Workspace | None = None
+        self._tree_pass = self._pass
 
     def _catch_hidden(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         self._hidden = args[0]
@@ -166,29 +172,54 @@ class MedusaModel(nn.Module):
         """Longest sequence the model's config allows, or None where it names none."""
         return getattr(self.base.config.get_text_config(), "max_position_embeddings", None)
 
+    def _devices(self) -> int:
+        """How many devices hold the model's weights; those that accelerate keeps elsewhere until they are used count."""
+        return len({p.device for p in self.base.parameters()})
+
+    def compile(self, **kwargs: Any) -> None:
+        """Compile the pass over a tree with ``torch.compile``, once for each batch size and number of nodes; prompts are
+        not compiled. On a GPU compiled passes are captured in CUDA graphs like others. What it costs and gains:
+        docs/runtime.md.
+
+        Args:
+            kwargs: for ``torch.compile``, such as ``mode``; shapes are static unless said otherwise.
+        """
+        self._tree_pass = torch.compile(self._pass, **{"dynamic": False, **kwargs})
+        self.workspace = None
+
+    @property
+    def compiled(self) -> bool:
+        return self._tree_pass != self._pass
+
     def new_cache(self, batch: int, capacity: int, static: bool = False) -> TreeCache:
         """An empty KV cache of ``capacity`` slots for each of ``batch`` sequences."""
         layers = self.base.config.get_text_config().num_hidden_layers
-        return TreeCache(layers, capacity, batch, self.device, static)
+        fixed = self.graphs or self.compiled
+        return TreeCache(layers, capacity, batch, self.device, static, fixed, self.triton)
 
-    def forward(
-        self, tokens: Tensor, cache: TreeCache, context: AttentionContext, keep: Tensor | int = 0
-    ) -> tuple[Tensor, Tensor]:
-        """One pass over new tokens, whose keys and values go into the cache behind the accepted ones.
+    def forward(self, tokens: Tensor, context: AttentionContext, keep: Tensor | int = 0) -> tuple[Tensor, Tensor]:
+        """One pass over new tokens, whose keys and values go into the context's cache behind the accepted ones.
 
         Args:
-            tokens: (B, Q) int64.
-            context: what each may look at, see :class:`AttentionContext`.
+            tokens: (B, Q) int64, a tree's or, right-padded, prompts.
+            context: the cache, and what each token may look at.
             keep: columns to compute logits for, an index tensor; 0 for all.
 
         Returns:
             hidden (B, kept, d), what the output layer read; logits (B, kept, V).
         """
-        positions = context.lengths[:, None] + context.depths
+        if context.tree is None:
+            depths = torch.arange(tokens.shape[1], device=tokens.device)
+            return self._pass(tokens, context.cache.lengths[:, None] + depths, context, keep)
+        return self._tree_pass(tokens, context.cache.lengths[:, None] + context.tree.depths, context, keep)
+
+    def _pass(
+        self, tokens: Tensor, positions: Tensor, context: AttentionContext, keep: Tensor | int
+    ) -> tuple[Tensor, Tensor]:
         out = self.base(
             input_ids=tokens,
             position_ids=positions,
-            past_key_values=cache,
+            past_key_values=context.cache,
             use_cache=True,
             logits_to_keep=keep,
             tree_context=context,

@@ -96,7 +96,9 @@ class AttentionContext:
         if key not in self._masks:
             if self.tree is None:
                 self._masks[key] = _causal(queries, window, dtype, device).repeat(group, 1)[None, None]
-            elif queries == 1 and window is None and self.cache.known == (slots - 1, slots - 1):
+            elif (
+                queries == 1 and window is None and not self.cache.fixed and self.cache.known == (slots - 1, slots - 1)
+            ):
                 self._masks[key] = None
             else:
                 strip = self.tree.on(device).strip(window, group, dtype)

@@ -59,9 +59,7 @@ def tree_attention(
             )
         if triton_tree.takes(query, key, value):
             mask, lengths = tree.on(query.device), cache.lengths_on(query.device)
-            out = triton_tree.attend(
-                query, key, value, lengths, mask.depths, mask.bits, scale, sliding_window, softcap
-            )
+            out = triton_tree.attend(query, key, value, lengths, mask.depths, mask.bits, scale, sliding_window, softcap)
             return out, None
     return sdpa.attend(query, key, value, tree_context, scale, sliding_window, softcap), None
 
