@@ -51,17 +51,21 @@ class TreeMask:
         What a token sees of a slot depends on nothing but that distance, so a step's mask is this strip, read from another
         place. ``before`` columns stand for accepted tokens, the furthest for all beyond it; the last for unused slots.
         """
+        if torch.compiler.is_compiling():  # a compiled pass makes its own, and must not depend on what is there already
+            return self._make_strip(window, group, dtype)
         key = (window, group, dtype)
         if key not in self._strips:
-            device, new = self.depths.device, len(self.depths)
-            position = torch.cat([torch.arange(-_before(window), 0, device=device), self.depths])
-            seen = torch.cat([self.ancestors.new_ones(new, _before(window)), self.ancestors], dim=1)
-            if window is not None:
-                seen = seen & (self.depths[:, None] - position < window)
-            seen = torch.cat([seen, seen.new_zeros(new, 1)], dim=1)
-            strip = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, float("-inf"))
-            self._strips[key] = strip.repeat(group, 1)
+            self._strips[key] = self._make_strip(window, group, dtype)
         return self._strips[key]
+
+    def _make_strip(self, window: int | None, group: int, dtype: torch.dtype) -> Tensor:
+        device, new = self.depths.device, len(self.depths)
+        position = torch.cat([torch.arange(-_before(window), 0, device=device), self.depths])
+        seen = torch.cat([self.ancestors.new_ones(new, _before(window)), self.ancestors], dim=1)
+        if window is not None:
+            seen = seen & (self.depths[:, None] - position < window)
+        seen = torch.cat([seen, seen.new_zeros(new, 1)], dim=1)
+        return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, float("-inf")).repeat(group, 1)
 
 
 def _before(window: int | None) -> int:

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-HEAD_SIZES = (16, 256)  # smallest and largest; sizes that are no power of two are padded in registers, not in memory
+MAX_WIDTH = 256  # of a head; widths that are no power of two are padded in registers, not in memory
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -142,7 +142,7 @@ def takes(query: Tensor, key: Tensor, value: Tensor) -> bool:
     return (
         query.dtype in DTYPES
         and query.dtype == key.dtype == value.dtype
-        and HEAD_SIZES[0] <= width <= HEAD_SIZES[1]
+        and width <= MAX_WIDTH
         and key.shape[-1] == value.shape[-1] == width
         and query.shape[1] % key.shape[1] == 0
         and query.stride(-1) == key.stride(-1) == value.stride(-1) == 1
@@ -155,7 +155,7 @@ def tiles(rows: int, width: int, dtype: torch.dtype) -> dict[str, int]:
     As large as fits two stages of keys and values into the 99 KiB of shared memory that a block has on sm_86, sm_89 and
     sm_120; float32, which no tensor core multiplies exactly, gets small tiles.
     """
-    block_d = triton.next_power_of_2(width)
+    block_d = max(16, triton.next_power_of_2(width))
     exact = dtype == torch.float32
     most = 4096 // block_d if exact else 64 if block_d > 128 else 128
     block_m = min(max(16, triton.next_power_of_2(rows)), most)
