@@ -78,14 +78,21 @@ class MedusaModel(nn.Module):
                 f"it runs {' and '.join(sorted(SUPPORTED_LAYERS))}"
             )
         output = base.get_output_embeddings()
+        self.heads: MedusaHeads | None = None
         if heads is not None:
-            _check_fit(heads, output.weight, name, heads_name)
+            weight, bias = _whole(output.weight), _whole(getattr(output, "bias", None))
+            _check_fit(heads, weight, name, heads_name)
+            away = weight.device.type == "meta"  # kept on disk or in host memory until it is used
+            if away and heads.output_weight is None:
+                raise InputError(
+                    f"{heads_name}: the heads share the output layer of {name}, which its device_map has offloaded; keep "
+                    "the output layer on a device"
+                )
+            self.heads = heads.to(base.device if away else weight.device, base.dtype).eval()
+            self.heads.share_output(weight, bias)
         attention.register()
         base.set_attn_implementation(TREE_ATTENTION)
         self.base = base.eval().requires_grad_(False)
-        self.heads = None if heads is None else heads.to(output.weight.device, output.weight.dtype).eval()
-        if self.heads is not None:
-            self.heads.share_output(output.weight, getattr(output, "bias", None))
         self.tokenizer: Any = tokenizer
         self.name, self.heads_name = name, heads_name
         # The heads read what the output layer reads; catching it there holds for every architecture.
@@ -144,7 +151,7 @@ class MedusaModel(nn.Module):
             tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise InputError(f"{where}: cannot be loaded as a causal LM with its tokenizer: {error}") from None
-        if getattr(base, "hf_device_map", None) is None:
+        if getattr(base, "hf_device_map", None) is None and not kwargs.get("tp_plan"):
             base = base.to(target)
         return cls(base, loaded, tokenizer, name=where, heads_name=heads_where)
 
@@ -229,7 +236,9 @@ class MedusaModel(nn.Module):
             raise InputError(
                 f"{self.name}: the model's output layer was never called, so its hidden states cannot be read"
             )
-        return hidden, out.logits
+        if self.heads is not None:  # layers may be spread over devices
+            hidden = hidden.to(self.heads.block_weight.device)
+        return hidden, out.logits.to(tokens.device)
 
     def generate(
         self,
@@ -260,6 +269,11 @@ class MedusaModel(nn.Module):
         else:
             rows = [list(row) for row in input_ids]
         return generate(self, rows, CandidateTree() if tree is None else tree, max_new_tokens, eos_token_id, rule)
+
+
+def _whole(weight: Any) -> Any:
+    """A weight that tensor parallelism has split (a DTensor), put together on every device; others as they are."""
+    return weight.full_tensor() if hasattr(weight, "full_tensor") else weight
 
 
 def _check_fit(heads: MedusaHeads, output: Tensor, name: str, heads_name: str) -> None:
