@@ -237,7 +237,7 @@ def stream(
             space.state.cache.expect(0, len(flying) * (tree.depth + 1), lengths)
             yield added
     finally:
-        model.workspace = space if model.graphs else None
+        model.workspace = space if model.fixed else None
 
 
 def generate(

@@ -69,7 +69,7 @@ def stepper(model: MedusaModel, state: State, tree: TreeBuffers, rule: Rule) -> 
 
 def whole_slots(model: MedusaModel, capacity: int) -> int:
     """The slots to allocate for a request that needs so many."""
-    return -(-capacity // ROUND) * ROUND if model.graphs else capacity
+    return -(-capacity // ROUND) * ROUND if model.fixed else capacity
 
 
 @dataclass

@@ -195,14 +195,14 @@ class MedusaModel(nn.Module):
         self.workspace = None
 
     @property
-    def compiled(self) -> bool:
-        return self._tree_pass != self._pass
+    def fixed(self) -> bool:
+        """Whether a step must not depend on what the host knows: where it is captured or compiled."""
+        return self.graphs or self._tree_pass != self._pass
 
     def new_cache(self, batch: int, capacity: int, static: bool = False) -> TreeCache:
         """An empty KV cache of ``capacity`` slots for each of ``batch`` sequences."""
         layers = self.base.config.get_text_config().num_hidden_layers
-        fixed = self.graphs or self.compiled
-        return TreeCache(layers, capacity, batch, self.device, static, fixed, self.triton)
+        return TreeCache(layers, capacity, batch, self.device, static, self.fixed, self.triton)
 
     def forward(self, tokens: Tensor, context: AttentionContext, keep: Tensor | int = 0) -> tuple[Tensor, Tensor]:
         """One pass over new tokens, whose keys and values go into the context's cache behind the accepted ones.
