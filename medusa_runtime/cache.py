@@ -104,6 +104,7 @@ class TreeCache(Cache):
         self._copies: dict[torch.device, Tensor] = {}  # of the lengths, on devices that hold other layers
         self._tables: list[tuple[Tensor, Tensor]] = []  # addresses of like tensors, and one of them
 
+    @torch.inference_mode()
     def set_lengths(self, lengths: Sequence[int]) -> None:
         """Say how many accepted tokens each sequence has: of prompts, or to go back in a text."""
         self.lengths.copy_(torch.tensor(lengths, dtype=torch.int64))

@@ -215,7 +215,7 @@ def test_what_does_not_fit_is_refused_with_its_numbers():
     with pytest.raises(InputError, match="prompt of 30 tokens is longer than the cache of 20 slots"):
         prefill(model, [[5] * 30], 20)
     state = prefill(model, [[5] * 30], 40)
-    with pytest.raises(InputError, match="13 new tokens .a tree of 12 nodes.* behind the 30 .* cache of 40 slots"):
+    with pytest.raises(InputError, match=r"13 new tokens .a tree of 12 nodes.* behind the 30 .* cache of 40 slots"):
         step(model, state, TreeBuffers.of(BUSHY, CPU))
     with pytest.raises(
         InputError, match=r"out of memory: a KV cache of 1 sequence.s. x \d+ tokens x 2 layers takes \d+"
