@@ -84,7 +84,7 @@ def filled(model: MedusaModel, batch: int, context: int, room: int) -> State:
         for layer in state.cache.layers:
             for rows in (layer.keys, layer.values):
                 rows[:, :, :context].normal_()
-        state.cache.set_lengths([context] * batch)
+        state.cache.slots.set_lengths([context] * batch)
     return state
 
 
@@ -94,7 +94,7 @@ def time_steps(runs: dict[int, Step], state: State, context: int, rounds: int, b
     rng = np.random.default_rng(0)
     for _ in range(rounds + 1):
         for n in rng.permutation(list(runs)):
-            state.cache.set_lengths([context] * len(state.root))
+            state.cache.slots.set_lengths([context] * len(state.root))
             taken[n].append(seconds(runs[n], state.root.device, burst))
     return {n: np.array(t[1:]) for n, t in taken.items()}  # the first round is not counted
 
@@ -107,10 +107,10 @@ def time_attention(model: MedusaModel, state: State, tree: TreeBuffers) -> float
     query = torch.randn(
         batch, tree.nodes + 1, config.num_attention_heads, width, dtype=model.dtype, device=device
     ).transpose(1, 2)
-    end = state.cache.slots_in_use(tree.nodes + 1)
+    end = state.cache.slots.in_use(tree.nodes + 1)
 
     def all_layers() -> None:
-        context = AttentionContext(state.cache, tree.mask)
+        context = AttentionContext(state.cache.slots, tree.mask)
         for layer in state.cache.layers:
             tree_attention(model, query, layer.keys[:, :, :end], layer.values[:, :, :end], None, tree_context=context)
 
@@ -229,7 +229,7 @@ def main() -> None:
                 low, median, high = np.percentile(times[n], [25, 50, 75])
                 kv = size * shape.kv_values * batch * (context + n + 1)
                 weights = size * (shape.layer_params + shape.output_params + min(n, args.heads) * shape.head_params)
-                state.cache.set_lengths([context] * batch)
+                state.cache.slots.set_lengths([context] * batch)
                 points.append(
                     {
                         **here, "nodes": n, "ms": 1e3 * median, "low": 1e3 * low, "high": 1e3 * high,

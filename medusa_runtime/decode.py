@@ -40,7 +40,7 @@ def prefill(
     Args:
         prompts: B lists of token ids, none empty.
         capacity: cache slots a sequence; at least the longest prompt and what is to be decoded, a tree included.
-        static: see :class:`TreeCache`; pays where many sequences are decoded plainly on a CPU.
+        static: see :class:`Slots`; pays where many sequences are decoded plainly on a CPU.
         streams: B numbers, see :func:`stream`.
         max_new_tokens, stops: when sequences end; by default never.
         into: an earlier state of as many sequences, whose memory is used again.
@@ -52,25 +52,26 @@ def prefill(
     if not lengths or min(lengths) == 0:
         raise InputError("a prompt is empty: decoding needs at least one token to start from")
     longest, batch, device = max(lengths), len(prompts), model.device
-    capacity = capacity if into is None else into.cache.capacity
+    capacity = capacity if into is None else into.cache.slots.capacity
     if longest > capacity:
         raise InputError(f"a prompt of {longest} tokens is longer than the cache of {capacity} slots; make one larger")
     tokens = torch.tensor([[*p, *[0] * (longest - len(p))] for p in prompts], device=device)
     cache = model.new_cache(batch, capacity, static) if into is None else into.cache
-    cache.set_lengths([0] * batch)
+    slots = cache.slots
+    slots.set_lengths([0] * batch)
     last, column = (torch.tensor(lengths, device=device) - 1).unique(return_inverse=True)
     with out_of_memory(f"a pass over {batch} prompt(s) of up to {longest} tokens", device):
         hidden, logits = model(
-            tokens, AttentionContext(cache), keep=last
+            tokens, cache, AttentionContext(slots), keep=last
         )  # a column for each place where some prompt ends
     own = torch.arange(batch, device=device)
-    cache.set_lengths(lengths)
-    cache.ceiling = capacity if max_new_tokens is None else longest + max_new_tokens
+    slots.set_lengths(lengths)
+    slots.ceiling = capacity if max_new_tokens is None else longest + max_new_tokens
     logits = logits[own, column]
     if not bool(logits.amax(dim=-1).isfinite().all()):
         raise unsound(model)
     numbers = torch.tensor(list(range(batch)) if streams is None else list(streams), device=device)
-    root = choose(rule, logits[:, None], TreeBuffers.of(CandidateTree(), device), cache.lengths - 1, numbers)[:, 0]
+    root = choose(rule, logits[:, None], TreeBuffers.of(CandidateTree(), device), slots.lengths - 1, numbers)[:, 0]
     left = None if max_new_tokens is None else torch.full_like(root, max_new_tokens)
     hidden = hidden[own.to(hidden.device), column.to(hidden.device)]
     made = State(cache, root, hidden, numbers, left, torch.tensor(stops, dtype=torch.int64, device=device))
@@ -234,7 +235,7 @@ def stream(
                 left[b] = 0 if new and new[-1] in stops else left[b] - count
                 lengths[b] += count
                 added.append(new)
-            space.state.cache.expect(0, len(flying) * (tree.depth + 1), lengths)
+            space.state.cache.slots.expect(0, len(flying) * (tree.depth + 1), lengths)
             yield added
     finally:
         model.workspace = space if model.fixed else None

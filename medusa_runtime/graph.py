@@ -89,7 +89,7 @@ class Workspace:
         kept, model.workspace = model.workspace, None
         if kept is None or kept.state is None or len(kept.state.root) != batch:
             return cls()
-        return kept if capacity <= kept.state.cache.capacity <= 4 * max(capacity, ROUND) else cls()
+        return kept if capacity <= kept.state.cache.slots.capacity <= 4 * max(capacity, ROUND) else cls()
 
     def stepper(self, model: MedusaModel, tree: CandidateTree, rule: Rule, stops: Sequence[int]) -> Step:
         """The step on this state; captured once for each tree, rule and set of end tokens, the last few of them kept."""

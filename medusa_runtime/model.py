@@ -204,12 +204,14 @@ class MedusaModel(nn.Module):
         layers = self.base.config.get_text_config().num_hidden_layers
         return TreeCache(layers, capacity, batch, self.device, static, self.fixed, self.triton)
 
-    def forward(self, tokens: Tensor, context: AttentionContext, keep: Tensor | int = 0) -> tuple[Tensor, Tensor]:
-        """One pass over new tokens, whose keys and values go into the context's cache behind the accepted ones.
+    def forward(
+        self, tokens: Tensor, cache: TreeCache, context: AttentionContext, keep: Tensor | int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """One pass over new tokens, whose keys and values go into the cache behind the accepted ones.
 
         Args:
             tokens: (B, Q) int64, a tree's or, right-padded, prompts.
-            context: the cache, and what each token may look at.
+            context: of the cache's slots, and what each token may look at.
             keep: columns to compute logits for, an index tensor; 0 for all.
 
         Returns:
@@ -217,16 +219,16 @@ class MedusaModel(nn.Module):
         """
         if context.tree is None:
             depths = torch.arange(tokens.shape[1], device=tokens.device)
-            return self._pass(tokens, context.cache.lengths[:, None] + depths, context, keep)
-        return self._tree_pass(tokens, context.cache.lengths[:, None] + context.tree.depths, context, keep)
+            return self._pass(tokens, context.slots.lengths[:, None] + depths, cache, context, keep)
+        return self._tree_pass(tokens, context.slots.lengths[:, None] + context.tree.depths, cache, context, keep)
 
     def _pass(
-        self, tokens: Tensor, positions: Tensor, context: AttentionContext, keep: Tensor | int
+        self, tokens: Tensor, positions: Tensor, cache: TreeCache, context: AttentionContext, keep: Tensor | int
     ) -> tuple[Tensor, Tensor]:
         out = self.base(
             input_ids=tokens,
             position_ids=positions,
-            past_key_values=context.cache,
+            past_key_values=cache,
             use_cache=True,
             logits_to_keep=keep,
             tree_context=context,

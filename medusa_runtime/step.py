@@ -1,6 +1,6 @@
 """The decoding step, on tensors: from a batch's state to its next, on the device alone.
 
-Nothing here reads a value on the host, and no shape or address depends on one where the cache is ``fixed``: the step can
+Nothing here reads a value on the host, and no shape or address depends on one where the slots are ``fixed``: the step can
 be captured in a CUDA graph. All state is updated in place.
 """
 
@@ -69,7 +69,13 @@ class State:
 
     def tensors(self) -> list[Tensor]:
         """What steps change, the cache's rows apart."""
-        return [self.cache.lengths, self.root, self.hidden, self.streams, *([] if self.left is None else [self.left])]
+        return [
+            self.cache.slots.lengths,
+            self.root,
+            self.hidden,
+            self.streams,
+            *([] if self.left is None else [self.left]),
+        ]
 
 
 def propose(heads: MedusaHeads, hidden: Tensor, num_heads: int, width: int) -> Tensor:
@@ -80,9 +86,9 @@ def propose(heads: MedusaHeads, hidden: Tensor, num_heads: int, width: int) -> T
 @contextmanager
 def expected(state: State, tree: TreeBuffers) -> Iterator[None]:
     """The host's part in a step that runs inside: room for the tree, and bounds on the lengths that come of it."""
-    state.cache.check_room(tree.nodes + 1)
+    state.cache.slots.check_room(tree.nodes + 1)
     yield
-    state.cache.expect(1 if state.left is None else 0, tree.depth + 1)
+    state.cache.slots.expect(1 if state.left is None else 0, tree.depth + 1)
 
 
 @torch.inference_mode()
@@ -106,24 +112,24 @@ def step(model: MedusaModel, state: State, tree: TreeBuffers, rule: Rule = GREED
 
 def device_step(model: MedusaModel, state: State, tree: TreeBuffers, rule: Rule) -> tuple[Tensor, Tensor]:
     """What :func:`step` does on the device; a CUDA graph is made of this."""
-    cache, batch = state.cache, state.root.shape[0]
+    slots, batch = state.cache.slots, state.root.shape[0]
     tokens = state.root[:, None]
     if tree.nodes:
         candidates = propose(model.medusa_heads, state.hidden, tree.depth, tree.width).to(tokens.device)
         drafted = candidates.transpose(0, 1).reshape(batch, -1)[:, tree.picks]
         tokens = torch.cat([tokens, drafted], dim=1)
-    hidden, logits = model(tokens, AttentionContext(cache, tree.mask))
-    best, root, sound = accept(rule, logits, tokens, tree, cache.lengths, state.streams)
+    hidden, logits = model(tokens, state.cache, AttentionContext(slots, tree.mask))
+    best, root, sound = accept(rule, logits, tokens, tree, slots.lengths, state.streams)
     path, accepted = tree.retrieval[best], tree.depths[best]
     text = tokens.gather(1, path)
     if tree.nodes:
-        cache.keep(path, accepted)
+        state.cache.keep(path, accepted)
     emitted = 1 + accepted
     if state.left is not None:
         emitted = cut(text, emitted, state.left, state.stops)
-    cache.advance(emitted)
+    slots.advance(emitted)
     state.root.copy_(root)
-    state.hidden.copy_(hidden[cache.rows_on(hidden.device)[:, 0], best.to(hidden.device)])
+    state.hidden.copy_(hidden[slots.rows_on(hidden.device)[:, 0], best.to(hidden.device)])
     return text, torch.where(sound | (emitted == 0), emitted, -1)
 
 

@@ -109,7 +109,7 @@ def time_step(run: Step, state: State, length: int) -> float:
     begin = time.perf_counter()
     Readback(*run()).wait()
     seconds = time.perf_counter() - begin
-    state.cache.set_lengths([length] * len(root))
+    state.cache.slots.set_lengths([length] * len(root))
     state.root.copy_(root)
     state.hidden.copy_(hidden)
     return seconds

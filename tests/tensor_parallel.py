@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import torch.distributed
 from conftest import BUSHY, random_prompts, tiny_heads, tiny_model
@@ -10,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from medusa_runtime import MedusaHeads, MedusaModel
 
 
-def main(folder: str) -> None:
+def main(folder: str, told: str) -> None:
     base = AutoModelForCausalLM.from_pretrained(folder, tp_plan="auto", dtype="float32")
     split = base.model.layers[0].self_attn.q_proj.weight.to_local().shape[0]
     prompts, texts = random_prompts(3, seed=31), {}
@@ -18,9 +19,9 @@ def main(folder: str) -> None:
     for name, heads in {"own": tiny_heads(tiny_model().base), "shared": shared}.items():
         model = MedusaModel(base, heads, name="split llama")
         texts[name] = model.generate(prompts, tree=BUSHY, max_new_tokens=16, eos_token_id=[]).tokens
-    print(json.dumps({"rank": torch.distributed.get_rank(), "rows": split, **texts}), flush=True)
+    (Path(told) / f"rank{torch.distributed.get_rank()}.json").write_text(json.dumps({"rows": split, **texts}))
     torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

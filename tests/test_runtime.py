@@ -126,7 +126,7 @@ def test_the_cache_is_allocated_once_and_compacted_in_place():
     places = [(layer.keys.data_ptr(), layer.values.data_ptr()) for layer in state.cache.layers]
     for _ in range(12):
         step(model, state, buffers)
-    lengths = state.cache.lengths.tolist()
+    lengths = state.cache.slots.lengths.tolist()
     assert [(layer.keys.data_ptr(), layer.values.data_ptr()) for layer in state.cache.layers] == places
     # The compacted cache is the one that plain decoding of the same text would have made.
     for b, prompt in enumerate(prompts):
@@ -158,7 +158,7 @@ def test_compaction_keeps_the_accepted_rows(tree, lengths, data):
         layer.update(rows, rows)
         layer.keys.normal_()
         layer.values.normal_()
-    cache.set_lengths(lengths)
+    cache.slots.set_lengths(lengths)
     before = [layer.keys.clone() for layer in cache.layers]
     best = torch.tensor([data.draw(st.integers(0, tree.nodes)) for _ in lengths])
     cache.keep(torch.as_tensor(tree.retrieval)[best], torch.as_tensor(tree.depths)[best])
@@ -200,8 +200,8 @@ def test_greedy_acceptance_finds_the_deepest_agreeing_node(tree, seed):
 def test_the_attention_mask_matches_its_definition(tree, lengths, window, spare):
     queries, slots = tree.nodes + 1, max(lengths) + tree.nodes + 1 + spare
     cache = TreeCache(1, slots, len(lengths), torch.device("cpu"))
-    cache.set_lengths(lengths)
-    context = AttentionContext(cache, TreeMask.of(tree, torch.device("cpu")))
+    cache.slots.set_lengths(lengths)
+    context = AttentionContext(cache.slots, TreeMask.of(tree, torch.device("cpu")))
     mask = context.mask(queries, slots, window, 1, torch.float32, torch.device("cpu"))
     seen = torch.zeros(len(lengths), queries, slots) if mask is None else mask[:, 0].expand(len(lengths), -1, -1)
     for b, n in enumerate(lengths):

@@ -1,6 +1,7 @@
 """The step on the device, whatever runs it: captured, compiled, interpreted, read late. The text stays the same."""
 
 import gc
+import weakref
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from tape import NoHostReads, stand_in
 
 from medusa_runtime import CandidateTree, InputError, decode, stream
-from medusa_runtime.cache import TreeCache
+from medusa_runtime.cache import Slots
 from medusa_runtime.decode import Readback, prefill
 from medusa_runtime.rules import GREEDY, Sampling, Typical
 from medusa_runtime.step import TreeBuffers, cut, device_step, step
@@ -131,7 +132,7 @@ def test_the_step_reads_nothing_and_moves_nothing(rule):
     state = prefill(model, prompts, 160, max_new_tokens=90, stops=[7])
     kept = [*state.tensors(), *(s for layer in state.cache.layers for s in (layer.keys, layer.values))]
     places = [t.data_ptr() for t in kept]
-    state.cache.fixed = state.cache.static = True
+    state.cache.slots.fixed = state.cache.slots.static = True
     with torch.inference_mode(), NoHostReads():
         for _ in range(12):
             device_step(model, state, tree, rule)
@@ -152,6 +153,19 @@ def test_steps_leave_nothing_behind():
             gc.collect()
             counts.append(sum(issubclass(type(x), torch.Tensor) for x in gc.get_objects()))
     assert counts[0] == counts[1]
+
+
+def test_memory_is_free_as_soon_as_a_request_ends():
+    """No cycle holds the cache until the garbage collector comes by."""
+    model, made = tiny_model(), []
+    new_cache = model.new_cache
+    model.new_cache = lambda *args: made.append(weakref.ref(cache := new_cache(*args))) or cache
+    gc.disable()
+    try:
+        model.generate(random_prompts(2), tree=BUSHY, max_new_tokens=8)
+        assert [ref() for ref in made] == [None]
+    finally:
+        gc.enable()
 
 
 @given(
@@ -183,7 +197,7 @@ def test_a_sequence_that_has_ended_stays_as_it_is():
         _, emitted = step(model, state, tree)
     assert emitted[0] == 0
     assert emitted[1] > 0
-    assert state.cache.lengths[0] == len(prompts[0]) + 3
+    assert state.cache.slots.lengths[0] == len(prompts[0]) + 3
 
 
 def test_a_batch_of_64_in_one_graph(monkeypatch):
@@ -196,14 +210,14 @@ def test_a_batch_of_64_in_one_graph(monkeypatch):
 
 def test_lengths_are_copied_once_a_step_to_other_devices():
     """Layers elsewhere get their own copies of lengths, rows and the tree; ``meta`` stands for another device."""
-    cache, meta = TreeCache(1, 16, 2, CPU), torch.device("meta")
-    cache.set_lengths([3, 5])
-    there = cache.lengths_on(meta)
+    slots, meta = Slots(16, 2, CPU), torch.device("meta")
+    slots.set_lengths([3, 5])
+    there = slots.lengths_on(meta)
     assert there.device == meta
-    assert cache.lengths_on(meta) is there
-    cache.advance(torch.tensor([1, 1]))
-    assert cache.lengths_on(meta) is not there
-    assert cache.slots(2, meta)[1].device == meta
+    assert slots.lengths_on(meta) is there
+    slots.advance(torch.tensor([1, 1]))
+    assert slots.lengths_on(meta) is not there
+    assert slots.next(2, meta)[1].device == meta
     mask = TreeBuffers.of(BUSHY, CPU).mask
     assert mask.on(CPU) is mask
     assert mask.on(meta).bits.device == meta

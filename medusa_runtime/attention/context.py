@@ -11,7 +11,7 @@ from torch import Tensor
 from ..tree import CandidateTree
 
 if TYPE_CHECKING:
-    from ..cache import TreeCache
+    from ..cache import Slots
 
 TREE_ATTENTION = "medusa_tree"  # the name under which transformers knows our attention function
 
@@ -76,15 +76,15 @@ def _before(window: int | None) -> int:
 class AttentionContext:
     """What tree attention needs beyond queries, keys and values; travels as a keyword of the model's forward.
 
-    The cache holds ``cache.lengths[b]`` accepted tokens of sequence b, and the new ones behind them. A new token sees
+    The cache holds ``slots.lengths[b]`` accepted tokens of sequence b, and the new ones behind them. A new token sees
     every accepted one and, among the new, itself and its ancestors.
 
     Args:
-        cache: whose lengths count.
-        tree: the new tokens' tree. None: they are prompts, in an empty cache from slot 0, each token seeing those before it.
+        slots: of the cache, how far they are filled.
+        tree: the new tokens' tree. None: they are prompts, in empty slots from the first on, each token seeing those before it.
     """
 
-    cache: TreeCache
+    slots: Slots
     tree: TreeMask | None = None
     _masks: dict[tuple, Tensor | None] = field(default_factory=dict, repr=False)
 
@@ -101,12 +101,12 @@ class AttentionContext:
             if self.tree is None:
                 self._masks[key] = _causal(queries, window, dtype, device).repeat(group, 1)[None, None]
             elif (
-                queries == 1 and window is None and not self.cache.fixed and self.cache.known == (slots - 1, slots - 1)
+                queries == 1 and window is None and not self.slots.fixed and self.slots.known == (slots - 1, slots - 1)
             ):
                 self._masks[key] = None
             else:
                 strip = self.tree.on(device).strip(window, group, dtype)
-                from_root = torch.arange(slots, device=device) - self.cache.lengths_on(device)[:, None]
+                from_root = torch.arange(slots, device=device) - self.slots.lengths_on(device)[:, None]
                 column = from_root.clamp_(-_before(window), queries) + _before(window)
                 mask = strip.index_select(1, column.flatten()).view(len(strip), -1, slots)
                 self._masks[key] = mask.transpose(0, 1)[:, None]

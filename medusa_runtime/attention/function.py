@@ -1,4 +1,4 @@
-"""The one attention function that transformers calls: Triton where the cache's rows are moved by Triton, else SDPA."""
+"""The one attention function that transformers calls: Triton where the cache is Triton's to fill, else SDPA."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def tree_attention(
     if kwargs.get("s_aux") is not None:
         raise InputError("attention sinks (gpt-oss) are not supported by medusa_runtime's tree attention yet")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    cache, tree = tree_context.cache, tree_context.tree
-    if tree is not None and cache.triton:
+    slots, tree = tree_context.slots, tree_context.tree
+    if tree is not None and slots.triton:
         from . import triton_tree
 
         if query.shape[2] > MAX_NODES + 1:
@@ -58,7 +58,7 @@ def tree_attention(
                 f"the tree has {query.shape[2] - 1} nodes and the CUDA kernel takes {MAX_NODES}; cut it with --max-nodes {MAX_NODES}"
             )
         if triton_tree.takes(query, key, value):
-            mask, lengths = tree.on(query.device), cache.lengths_on(query.device)
+            mask, lengths = tree.on(query.device), slots.lengths_on(query.device)
             out = triton_tree.attend(query, key, value, lengths, mask.depths, mask.bits, scale, sliding_window, softcap)
             return out, None
     return sdpa.attend(query, key, value, tree_context, scale, sliding_window, softcap), None
