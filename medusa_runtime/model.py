@@ -191,6 +191,9 @@ class MedusaModel(nn.Module):
         Args:
             kwargs: for ``torch.compile``, such as ``mode``; shapes are static unless said otherwise.
         """
+        if self.triton:  # first imports cannot be traced
+            from . import kv_rows  # noqa: F401
+            from .attention import triton_tree  # noqa: F401
         self._tree_pass = torch.compile(self._pass, **{"dynamic": False, **kwargs})
         self.workspace = None
 

@@ -1,4 +1,5 @@
-"""Compile the Triton kernels ahead of time for GPUs that are not here; prints the shared memory that each takes, as JSON."""
+"""Compile the Triton kernels ahead of time for GPUs that are not here, and trace a pass that calls them as torch.compile does;
+prints the shared memory that each kernel takes, and how many the pass calls, as JSON."""
 
 import json
 
@@ -45,6 +46,40 @@ def tree_attention(dtype: torch.dtype, width: int, rows: int, **constants) -> tu
     return {"WIDTH": width, **constants, **tile}, options
 
 
+class Traced(Exception):
+    """The pass was traced whole; where there is no GPU it goes no further."""
+
+
+def kernels_in_a_compiled_pass() -> int:
+    """Triton kernels in the one graph that torch.compile's tracer makes of a tiny model's pass over a tree."""
+    import torch._dynamo.variables.builder as builder
+    from conftest import BUSHY, tiny_model
+
+    from medusa_runtime.decode import prefill
+    from medusa_runtime.rules import GREEDY
+    from medusa_runtime.step import TreeBuffers, device_step
+
+    builder.has_triton = lambda: True  # the tracer asks whether a device runs Triton: none here does
+    graphs = []
+
+    def take(graph, example_inputs):
+        graphs.append(graph)
+        raise Traced
+
+    model = tiny_model("gemma2")
+    state = prefill(model, [[5, 6, 7]], 64)
+    state.cache.slots.triton = state.cache.slots.fixed = state.cache.slots.static = True
+    model.triton = True
+    model.compile(backend=take, fullgraph=True)
+    try:
+        with torch.inference_mode():
+            device_step(model, state, TreeBuffers.of(BUSHY, model.device), GREEDY)
+    except torch._dynamo.exc.BackendCompilerFailed as error:
+        if not isinstance(error.inner_exception, Traced):
+            raise
+    return sum("triton_kernel" in str(node.target) for graph in graphs for node in graph.graph.nodes)
+
+
 def main() -> None:
     import triton.language as tl
 
@@ -75,7 +110,7 @@ def main() -> None:
         shared[f"sm_{architecture} keep"] = compile_for(
             kv_rows.keep_kernel, architecture, torch.bfloat16, keep, {"num_warps": 1}
         )
-    print(json.dumps(shared))
+    print(json.dumps({"shared": shared, "calls": kernels_in_a_compiled_pass()}))
 
 
 if __name__ == "__main__":

@@ -155,14 +155,18 @@ def test_rows_are_appended_and_kept_in_place(tree, lengths, data):
             assert torch.equal(got[b, :, n + a + 1 :], old[b, :, n + a + 1 :])
 
 
-def test_kernels_compile_for_every_architecture():
-    """Down to machine code, without a GPU: in a process of its own, as this one may interpret."""
+def test_kernels_compile_for_every_architecture_and_within_torch_compile():
+    """Down to machine code, and traced whole, without a GPU: in a process of its own, as this one may interpret."""
     script = "import os; os.environ.pop('TRITON_INTERPRET', None)\nfrom aot import main\nmain()"
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=__file__.rsplit("/", 1)[0], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    shared = json.loads(done.stdout)
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert (
+        told["calls"] == 2 * 2
+    )  # rows in and attention, of two layers; splits are joined by a third where there are any
+    shared = told["shared"]
     assert {name.split()[0] for name in shared} == {"sm_80", "sm_90", "sm_100"}
     for name, size in shared.items():  # bytes of shared memory a block
         assert size <= (99 if name.startswith("sm_80") else 227) * 1024, (name, size)

@@ -22,8 +22,8 @@ NEW = 128
 def reference(base, prompts, new=NEW):
     """transformers' greedy text, in one left-padded batch."""
     width = max(map(len, prompts))
-    ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+    ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=base.device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=base.device)
     out = base.generate(ids, attention_mask=mask, max_new_tokens=new, do_sample=False, pad_token_id=0)
     return out[:, width:].tolist()
 

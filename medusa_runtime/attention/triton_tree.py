@@ -165,10 +165,16 @@ def tiles(rows: int, width: int, dtype: torch.dtype) -> dict[str, int]:
     }  # fmt: skip
 
 
-def count_splits(programs: int, slots: int, block_n: int, processors: int) -> int:
-    """Runs to cut a sequence's slots into, so that two programs stand ready for each of the device's processors; no run
+@torch.compiler.assume_constant_result
+def processors(device: torch.device) -> int:
+    """Streaming multiprocessors of a GPU; 1 elsewhere, where kernels are interpreted."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+def count_splits(programs: int, slots: int, block_n: int, available: int) -> int:
+    """Runs to cut a sequence's slots into, so that two programs stand ready for each of the device's ``available`` processors; no run
     shorter than four blocks, at most 64 runs."""
-    return max(1, min(-(-2 * processors // programs), slots // (4 * block_n), 64))
+    return max(1, min(-(-2 * available // programs), slots // (4 * block_n), 64))
 
 
 def attend(
@@ -205,8 +211,7 @@ def attend(
     row_tiles = triton.cdiv(group * queries, tile["BLOCK_M"])
     if splits is None:
         slots = capacity if window is None else min(capacity, window + queries)
-        processors = torch.cuda.get_device_properties(query.device).multi_processor_count if query.is_cuda else 1
-        splits = count_splits(row_tiles * batch * key_heads, slots, tile["BLOCK_N"], processors)
+        splits = count_splits(row_tiles * batch * key_heads, slots, tile["BLOCK_N"], processors(query.device))
     out = query.new_empty(batch, queries, heads, width)
     lines = batch * queries * heads
     partial = query.new_empty(lines * splits * width if splits > 1 else 1, dtype=torch.float32)
