@@ -52,14 +52,14 @@ class Traced(Exception):
 
 def kernels_in_a_compiled_pass() -> int:
     """Triton kernels in the one graph that torch.compile's tracer makes of a tiny model's pass over a tree."""
-    import torch._dynamo.variables.builder as builder
+    import torch.utils._triton
     from conftest import BUSHY, tiny_model
 
     from medusa_runtime.decode import prefill
     from medusa_runtime.rules import GREEDY
     from medusa_runtime.step import TreeBuffers, device_step
 
-    builder.has_triton = lambda: True  # the tracer asks whether a device runs Triton: none here does
+    torch.utils._triton.has_triton = lambda: True  # the tracer asks whether a device runs Triton: none here does
     graphs = []
 
     def take(graph, example_inputs):
