@@ -6,6 +6,7 @@ A row is one token's keys or values of one head. Rows are moved as integers of t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import triton
@@ -47,6 +48,11 @@ def keep_kernel(
         tl.store(rows + place * WIDTH + column, row, mask=column < WIDTH)
 
 
+def launching_on(tensor: Tensor) -> AbstractContextManager[object]:
+    """Triton launches on the current device, and a model's layers may lie on several. A compiled pass has one."""
+    return nullcontext() if torch.compiler.is_compiling() else torch.cuda.device_of(tensor)
+
+
 def append(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, lengths: Tensor) -> None:
     """Write M new tokens of every sequence behind its accepted ones, in one launch.
 
@@ -56,11 +62,12 @@ def append(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, l
         lengths: (B,) int64, accepted tokens a sequence, on the device. The caller has seen to it that they fit.
     """
     batch, heads, new, width = key.shape
-    append_kernel[(new, heads, batch)](
-        key, value, key_cache, value_cache, lengths, *key.stride()[:3], *value.stride()[:3],
-        *key_cache.stride()[:2], *value_cache.stride()[:2], KEY=width, VALUE=value.shape[-1],
-        BLOCK=triton.next_power_of_2(max(width, value.shape[-1])), num_warps=1,
-    )  # fmt: skip
+    with launching_on(key_cache):
+        append_kernel[(new, heads, batch)](
+            key, value, key_cache, value_cache, lengths, *key.stride()[:3], *value.stride()[:3],
+            *key_cache.stride()[:2], *value_cache.stride()[:2], KEY=width, VALUE=value.shape[-1],
+            BLOCK=triton.next_power_of_2(max(width, value.shape[-1])), num_warps=1,
+        )  # fmt: skip
 
 
 def tables(tensors: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
@@ -85,7 +92,8 @@ def keep(table: Tensor, like: Tensor, path: Tensor, lengths: Tensor, accepted: T
         accepted: (B,) int64, how many of the path's nodes behind the root stand.
     """
     batch, heads, capacity, width = like.shape
-    keep_kernel[(len(table), heads, batch)](
-        table, path, lengths, accepted, heads, capacity, path.stride(0),
-        WORD=getattr(tl, f"int{8 * like.element_size()}"), WIDTH=width, BLOCK=triton.next_power_of_2(width), num_warps=1,
-    )  # fmt: skip
+    with launching_on(like):
+        keep_kernel[(len(table), heads, batch)](
+            table, path, lengths, accepted, heads, capacity, path.stride(0),
+            WORD=getattr(tl, f"int{8 * like.element_size()}"), WIDTH=width, BLOCK=triton.next_power_of_2(width), num_warps=1,
+        )  # fmt: skip

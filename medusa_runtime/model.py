@@ -99,7 +99,7 @@ class MedusaModel(nn.Module):
         output.register_forward_pre_hook(self._catch_hidden)
         self._hidden: Tensor | None = None
         self.triton = attention.triton_serves(self.device)
-        self.graphs = self.device.type == "cuda" and self._devices() == 1
+        self.graphs = self.device.type == "cuda" and self._in_one_place()
         self.graph_pool = torch.cuda.graph_pool_handle() if self.graphs else None
         self.workspace: Workspace | None = None
         self._tree_pass = self._pass
@@ -179,9 +179,10 @@ class MedusaModel(nn.Module):
         """Longest sequence the model's config allows, or None where it names none."""
         return getattr(self.base.config.get_text_config(), "max_position_embeddings", None)
 
-    def _devices(self) -> int:
-        """How many devices hold the model's weights; those that accelerate keeps elsewhere until they are used count."""
-        return len({p.device for p in self.base.parameters()})
+    def _in_one_place(self) -> bool:
+        """Whether one device holds all weights whole: neither spread over devices, nor offloaded, nor split over processes."""
+        weights = list(self.base.parameters())
+        return len({w.device for w in weights}) == 1 and not any(hasattr(w, "full_tensor") for w in weights)
 
     def compile(self, **kwargs: Any) -> None:
         """Compile the pass over a tree with ``torch.compile``, once for each batch size and number of nodes; prompts are

@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 import torch
-from conftest import BUSHY, HEADS, random_prompts, tiny_model
+from conftest import BUSHY, FAMILIES, HEADS, random_prompts, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tape import NoHostReads, stand_in
@@ -36,12 +36,12 @@ def captured(model, monkeypatch, ahead=1):
     return tapes
 
 
-@pytest.mark.parametrize("batch", [1, 4, 16])
-def test_replayed_steps_give_the_same_text(batch, monkeypatch):
+@pytest.mark.parametrize(("family", "batch"), [("llama", 1), ("llama", 16), *((family, 4) for family in FAMILIES)])
+def test_replayed_steps_give_the_same_text(family, batch, monkeypatch):
     prompts = random_prompts(batch, seed=11)
-    plain = tiny_model().generate(prompts, max_new_tokens=NEW)
-    eager = tiny_model().generate(prompts, tree=BUSHY, max_new_tokens=NEW)
-    model = tiny_model()
+    plain = tiny_model(family).generate(prompts, max_new_tokens=NEW)
+    eager = tiny_model(family).generate(prompts, tree=BUSHY, max_new_tokens=NEW)
+    model = tiny_model(family)
     tapes = captured(model, monkeypatch)
     out = model.generate(prompts, tree=BUSHY, max_new_tokens=NEW)
     assert out == eager
@@ -152,7 +152,7 @@ def test_steps_leave_nothing_behind():
         if n in (9, 39):
             gc.collect()
             counts.append(sum(issubclass(type(x), torch.Tensor) for x in gc.get_objects()))
-    assert counts[0] == counts[1]
+    assert counts[1] <= counts[0]  # fewer where other tests left garbage
 
 
 def test_memory_is_free_as_soon_as_a_request_ends():

@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..kv_rows import launching_on
+
 MAX_WIDTH = 256  # of a head; widths that are no power of two are padded in registers, not in memory
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -216,15 +218,16 @@ def attend(
     lines = batch * queries * heads
     partial = query.new_empty(lines * splits * width if splits > 1 else 1, dtype=torch.float32)
     lse = query.new_empty(lines * splits if splits > 1 else 1, dtype=torch.float32)
-    tree_kernel[(row_tiles, splits, batch * key_heads)](
-        query, key, value, out, partial, lse, lengths, depths, bits, scale, softcap or 0.0,
-        *query.stride()[:3], *key.stride()[:3], *value.stride()[:3],
-        queries, key_heads, window or 0, bits.shape[1],
-        GROUP=group, WIDTH=width, SPLITS=splits, WINDOW=window is not None, SOFTCAP=softcap is not None, **tile,
-    )  # fmt: skip
-    if splits > 1:
-        combine_kernel[(lines,)](
-            partial, lse, out, WIDTH=width, SPLITS=splits,
-            BLOCK_S=triton.next_power_of_2(splits), BLOCK_D=tile["BLOCK_D"],
+    with launching_on(query):
+        tree_kernel[(row_tiles, splits, batch * key_heads)](
+            query, key, value, out, partial, lse, lengths, depths, bits, scale, softcap or 0.0,
+            *query.stride()[:3], *key.stride()[:3], *value.stride()[:3],
+            queries, key_heads, window or 0, bits.shape[1],
+            GROUP=group, WIDTH=width, SPLITS=splits, WINDOW=window is not None, SOFTCAP=softcap is not None, **tile,
         )  # fmt: skip
+        if splits > 1:
+            combine_kernel[(lines,)](
+                partial, lse, out, WIDTH=width, SPLITS=splits,
+                BLOCK_S=triton.next_power_of_2(splits), BLOCK_D=tile["BLOCK_D"],
+            )  # fmt: skip
     return out
