@@ -17,6 +17,7 @@ from torch import Tensor
 from .accept import accept
 from .attention import AttentionContext, TreeMask
 from .cache import TreeCache
+from .errors import out_of_memory
 from .heads import MedusaHeads
 from .rules import GREEDY, Rule
 from .tree import CandidateTree
@@ -87,7 +88,8 @@ def propose(heads: MedusaHeads, hidden: Tensor, num_heads: int, width: int) -> T
 def expected(state: State, tree: TreeBuffers) -> Iterator[None]:
     """The host's part in a step that runs inside: room for the tree, and bounds on the lengths that come of it."""
     state.cache.slots.check_room(tree.nodes + 1)
-    yield
+    with out_of_memory(f"a step of {len(state.root)} sequence(s) x {tree.nodes + 1} tokens", state.root.device):
+        yield
     state.cache.slots.expect(1 if state.left is None else 0, tree.depth + 1)
 
 
@@ -104,7 +106,7 @@ def step(model: MedusaModel, state: State, tree: TreeBuffers, rule: Rule = GREED
         the logits behind them are NaN or infinite, so that there is no next root.
 
     Raises:
-        InputError: the tree may not fit into the cache.
+        InputError: the tree may not fit into the cache, or memory runs out.
     """
     with expected(state, tree):
         return device_step(model, state, tree, rule)

@@ -238,6 +238,7 @@ def test_what_does_not_fit_is_refused_with_its_numbers():
 
 
 def test_a_tree_too_large_for_the_kernel_is_refused_with_its_numbers():
+    pytest.importorskip("triton")
     model = tiny_model()
     model.triton = True
     wide = CandidateTree(tuple((r,) for r in range(33)) + tuple((r, s) for r in range(33) for s in range(31)))
