@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test dev lint format bench train-demo clean
+.PHONY: demo test dev lint format bench bench-gpu train-demo clean
 
 .venv:
 	$(PYTHON) -m venv .venv
@@ -29,6 +29,12 @@ bench: dev
 	$(BIN)/python benchmarks/profile_rate.py -o benchmarks/results/profile_rate.json
 	$(BIN)/python benchmarks/predictions.py -o benchmarks/results/predictions.json
 	$(BIN)/python benchmarks/planning.py -o benchmarks/results/planning.json
+
+bench-gpu: dev
+	$(BIN)/pytest tests/test_gpu.py tests/test_kernels.py
+	$(BIN)/python benchmarks/step_latency.py --device cuda -o benchmarks/results/step_latency-gpu.json
+	$(BIN)/python benchmarks/decode.py --device cuda -o benchmarks/results/decode-gpu.json
+	$(BIN)/python benchmarks/memory.py --device cuda -o benchmarks/results/memory-gpu.json
 
 train-demo: dev
 	$(BIN)/python data/demo/train.py -o data/demo/model --prompts data/prompts/demo.jsonl

@@ -1,4 +1,5 @@
-"""Decode the same held-out prompts with the tree, plainly, and with transformers' generate, in turns.
+"""Decode the same held-out prompts with the tree, plainly, and with transformers' generate, with and without its
+prompt lookup, in turns.
 
     python benchmarks/decode.py [--device cuda] [-o benchmarks/results/decode.json]
 
@@ -18,6 +19,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from record import record
+from rich.console import Console
+from rich.table import Table
 from transformers import AutoModelForCausalLM, logging
 
 from medusa_runtime import CandidateTree, MedusaModel
@@ -26,6 +29,8 @@ from medusa_tree.bootstrap import rate_ratio
 from medusa_tree.bundled import resolve_corpus, resolve_model
 from medusa_tree.corpus import hold_out, read_corpus, tokenize
 from medusa_tree.measure import synchronize
+
+LOOKUP = 10  # tokens that transformers' prompt lookup drafts a step, as its documentation has it
 
 
 def main() -> None:
@@ -36,6 +41,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=24)
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--compile", action="store_true", help="compile our pass over a tree")
     parser.add_argument("-o", "--out", type=Path)
     args = parser.parse_args()
     logging.set_verbosity_error()
@@ -59,23 +65,34 @@ def main() -> None:
     tree = read_tree(tree_json).tree()
     where, heads = resolve_model("demo", None)
     model = MedusaModel.from_pretrained(where, heads, dtype=args.dtype, device=args.device)
+    if args.compile:
+        model.compile()
     base = AutoModelForCausalLM.from_pretrained(where, dtype=model.dtype).to(model.device).eval()
     texts = read_corpus(resolve_corpus("demo"))
     held = [t for t, h in zip(texts, hold_out(texts, 0.25, seed=0), strict=True) if h]
     prompts = tokenize(held, model.tokenizer, 512)[: args.prompts]
     new = args.max_new_tokens
 
-    def transformers_generate(prompt: list[int]) -> int:
-        ids = torch.tensor([prompt], device=base.device)
-        out = base.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False, pad_token_id=0
-        )
-        return out.shape[1] - len(prompt)
+    def transformers_generate(**options: int):
+        def run(prompt: list[int]) -> int:
+            ids = torch.tensor([prompt], device=base.device)
+            mask = torch.ones_like(ids)
+            out = base.generate(
+                ids, attention_mask=mask, max_new_tokens=new, do_sample=False, pad_token_id=0, **options
+            )
+            return out.shape[1] - len(prompt)
+
+        return run
 
     def ours(t: CandidateTree):
         return lambda prompt: len(model.generate([prompt], tree=t, max_new_tokens=new).tokens[0])
 
-    ways = {"plain": ours(CandidateTree()), "tree": ours(tree), "transformers": transformers_generate}
+    ways = {
+        "plain": ours(CandidateTree()),
+        "tree": ours(tree),
+        "transformers": transformers_generate(),
+        "prompt_lookup": transformers_generate(prompt_lookup_num_tokens=LOOKUP),
+    }
     seconds = {name: np.zeros((args.rounds, len(prompts))) for name in ways}
     tokens = {name: np.zeros(len(prompts)) for name in ways}
     for way in ways.values():
@@ -96,6 +113,12 @@ def main() -> None:
         value, low, high = rate_ratio(tokens["tree"], best["tree"], tokens[over], best[over])
         return {"ratio": value, "low": low, "high": high}
 
+    table = Table("", "tokens/s", "the tree's over it")
+    for name in ways:
+        over = ratio(name)
+        interval = "" if name == "tree" else f"{over['ratio']:.2f} ({over['low']:.2f} to {over['high']:.2f})"
+        table.add_row(name.replace("_", " "), f"{tokens[name].sum() / best[name].sum():.0f}", interval)
+    Console(stderr=True).print(table)
     record(
         "decode",
         model,
@@ -108,6 +131,8 @@ def main() -> None:
         tokens_per_s={name: float(tokens[name].sum() / best[name].sum()) for name in ways},
         tree_over_plain=ratio("plain"),
         tree_over_transformers_generate=ratio("transformers"),
+        tree_over_prompt_lookup=ratio("prompt_lookup"),
+        compiled=args.compile,
     )
 
 

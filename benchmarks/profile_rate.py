@@ -14,7 +14,8 @@ from record import record
 from transformers import logging
 
 from medusa_runtime import CandidateTree, MedusaModel
-from medusa_runtime.decode import TreeBuffers, advance, prefill, propose, step
+from medusa_runtime.decode import prefill
+from medusa_runtime.step import TreeBuffers, propose, step
 from medusa_tree.bundled import resolve_corpus, resolve_model
 from medusa_tree.corpus import read_corpus, tokenize
 from medusa_tree.profile import profile
@@ -30,7 +31,6 @@ def one_at_a_time(model: MedusaModel, prompt: list[int], new: int) -> list[list[
         guesses.append(propose(model.medusa_heads, state.hidden, model.num_heads, 10)[:, 0].tolist())
         tokens.append(int(state.root))
         step(model, state, plain)
-        advance(state, [1])
     return [
         [g.index(tokens[p + k]) if tokens[p + k] in g else -1 for k, g in enumerate(guesses[p], start=1)]
         for p in range(new - model.num_heads)

@@ -13,13 +13,16 @@ if TYPE_CHECKING:
     from .errors import InputError
     from .heads import MedusaHeads
     from .model import MedusaModel
+    from .rules import Greedy, Sampling, Typical
     from .tree import CandidateTree
 
-__all__ = ["CandidateTree", "Generation", "InputError", "MedusaHeads", "MedusaModel", "generate", "stream"]
+__all__ = [
+    "CandidateTree", "Generation", "Greedy", "InputError", "MedusaHeads", "MedusaModel", "Sampling", "Typical", "generate", "stream",
+]  # fmt: skip
 
 _HOME = {
     "CandidateTree": "tree", "Generation": "decode", "InputError": "errors", "MedusaHeads": "heads",
-    "MedusaModel": "model", "generate": "decode", "stream": "decode",
+    "MedusaModel": "model", "generate": "decode", "stream": "decode", "Greedy": "rules", "Sampling": "rules", "Typical": "rules",
 }  # fmt: skip
 
 

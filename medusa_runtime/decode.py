@@ -1,21 +1,21 @@
-"""Decoding with a candidate tree: prefill, the step, and the loop."""
+"""Decoding with a candidate tree, as it is called: prefill, and the loop over steps."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .accept import accept_greedy
+from .accept import choose
 from .attention import AttentionContext
-from .cache import TreeCache
-from .errors import InputError
-from .heads import MedusaHeads
+from .errors import InputError, out_of_memory
+from .graph import Workspace, whole_slots
+from .rules import GREEDY, Rule
+from .step import State, TreeBuffers
 from .tree import CandidateTree
 from .treefile import TreeFile
 
@@ -23,119 +23,100 @@ if TYPE_CHECKING:
     from .model import MedusaModel
 
 
-@dataclass(frozen=True)
-class TreeBuffers:
-    """A tree's arrays on the device, made once: shapes as in :class:`CandidateTree`, M = N + 1."""
-
-    nodes: int
-    depth: int  # heads to evaluate
-    width: int  # candidates of each head
-    parents: Tensor  # (M,)
-    depths: Tensor  # (M,)
-    ancestors: Tensor  # (M, M) bool
-    retrieval: Tensor  # (M, D + 1)
-    picks: Tensor  # (N,) where each node's token stands among the D x width candidates
-
-    @classmethod
-    def of(cls, tree: CandidateTree, device: torch.device) -> TreeBuffers:
-        def put(array: npt.NDArray[np.generic]) -> Tensor:
-            return torch.as_tensor(array, device=device)
-
-        picks = (tree.depths[1:] - 1) * tree.width + tree.ranks[1:]
-        return cls(
-            tree.nodes,
-            tree.depth,
-            tree.width,
-            put(tree.parents),
-            put(tree.depths),
-            put(tree.ancestors),
-            put(tree.retrieval),
-            put(picks),
-        )
-
-
-@dataclass
-class State:
-    """Where a batch of sequences stands between steps.
-
-    root (B,) int64: each sequence's next token, decided by the model but not yet in the cache.
-    hidden (B, d): the last hidden state behind that decision; what the heads read.
-    lengths: tokens in the cache for each sequence, known to the host.
-    """
-
-    cache: TreeCache
-    root: Tensor
-    hidden: Tensor
-    lengths: list[int]
-
-
-def propose(heads: MedusaHeads, hidden: Tensor, num_heads: int, width: int) -> Tensor:
-    """The ``width`` likeliest tokens of each of the first ``num_heads`` heads: hidden (B, d) -> (heads, B, width) int64."""
-    return heads.tokens(heads(hidden, num_heads).topk(width, dim=-1).indices)
-
-
 @torch.inference_mode()
-def prefill(model: MedusaModel, prompts: Sequence[Sequence[int]], capacity: int, static: bool = False) -> State:
-    """Run the prompts through the model in one right-padded pass.
+def prefill(
+    model: MedusaModel,
+    prompts: Sequence[Sequence[int]],
+    capacity: int,
+    static: bool = False,
+    rule: Rule = GREEDY,
+    streams: Sequence[int] | None = None,
+    max_new_tokens: int | None = None,
+    stops: Sequence[int] = (),
+    into: State | None = None,
+) -> State:
+    """Run the prompts through the model in one right-padded pass; the first token follows the rule like all others.
 
     Args:
         prompts: B lists of token ids, none empty.
-        capacity: cache slots a sequence; at least the longest prompt and what is to be decoded.
-        static: see :class:`TreeCache`; pays where many sequences are decoded plainly on a CPU.
+        capacity: cache slots a sequence; at least the longest prompt and what is to be decoded, a tree included.
+        static: see :class:`Slots`; pays where many sequences are decoded plainly on a CPU.
+        streams: B numbers, see :func:`stream`.
+        max_new_tokens, stops: when sequences end; by default never.
+        into: an earlier state of as many sequences, whose memory is used again.
 
     Raises:
-        InputError: an empty prompt.
+        InputError: an empty prompt, one longer than the cache, logits that are NaN or infinite, or out of memory.
     """
     lengths = [len(p) for p in prompts]
     if not lengths or min(lengths) == 0:
         raise InputError("a prompt is empty: decoding needs at least one token to start from")
     longest, batch, device = max(lengths), len(prompts), model.device
+    capacity = capacity if into is None else into.cache.slots.capacity
+    if longest > capacity:
+        raise InputError(f"a prompt of {longest} tokens is longer than the cache of {capacity} slots; make one larger")
     tokens = torch.tensor([[*p, *[0] * (longest - len(p))] for p in prompts], device=device)
-    cache = model.new_cache(batch, capacity, static)
-    context = AttentionContext(cache.lengths, torch.arange(longest, device=device), visible=None, uniform=0)
+    cache = model.new_cache(batch, capacity, static) if into is None else into.cache
+    slots = cache.slots
+    slots.set_lengths([0] * batch)
     last, column = (torch.tensor(lengths, device=device) - 1).unique(return_inverse=True)
-    hidden, logits = model(tokens, cache, context, keep=last)  # a column for each place where some prompt ends
+    with out_of_memory(f"a pass over {batch} prompt(s) of up to {longest} tokens", device):
+        hidden, logits = model(
+            tokens, cache, AttentionContext(slots), keep=last
+        )  # a column for each place where some prompt ends
     own = torch.arange(batch, device=device)
-    cache.set_lengths(lengths)
-    return State(cache, logits[own, column].argmax(dim=-1), hidden[own, column], lengths)
+    slots.set_lengths(lengths)
+    slots.ceiling = capacity if max_new_tokens is None else longest + max_new_tokens
+    logits = logits[own, column]
+    if not bool(logits.amax(dim=-1).isfinite().all()):
+        raise unsound(model)
+    numbers = torch.tensor(list(range(batch)) if streams is None else list(streams), device=device)
+    root = choose(rule, logits[:, None], TreeBuffers.of(CandidateTree(), device), slots.lengths - 1, numbers)[:, 0]
+    left = None if max_new_tokens is None else torch.full_like(root, max_new_tokens)
+    hidden = hidden[own.to(hidden.device), column.to(hidden.device)]
+    made = State(cache, root, hidden, numbers, left, torch.tensor(stops, dtype=torch.int64, device=device))
+    if into is None:
+        return made
+    for kept, new in zip(into.tensors(), made.tensors(), strict=True):
+        kept.copy_(new)
+    into.stops = made.stops
+    return into
 
 
-@torch.inference_mode()
-def step(model: MedusaModel, state: State, tree: TreeBuffers) -> tuple[Tensor, Tensor]:
-    """One decoding step: propose, verify the tree in one pass, keep the accepted path, advance.
+class Readback:
+    """A step's tokens and counts on their way to the host, which need not wait for them: on CUDA copies into pinned memory
+    and an event behind them, on the CPU the tensors themselves."""
 
-    The heads are evaluated once a sequence, on the hidden state of the last accepted node.
+    def __init__(self, tokens: Tensor, emitted: Tensor) -> None:
+        self.event = torch.cuda.Event() if tokens.is_cuda else None
+        self.host = tokens, emitted
+        if self.event is not None:
+            self.host = _pinned(tokens), _pinned(emitted)
+            self.event.record()
 
-    Returns:
-        tokens (B, D + 1) int64: the root and the accepted path behind it, the last repeated;
-        accepted (B,) int64: a, how many of the path's nodes were accepted. The step emits 1 + a tokens.
-        The cache holds the path; ``state.lengths`` is the caller's to advance (see :func:`advance`).
-    """
-    cache, batch = state.cache, state.root.shape[0]
-    tokens = state.root[:, None]
-    if tree.nodes:
-        candidates = propose(model.medusa_heads, state.hidden, tree.depth, tree.width)
-        drafted = candidates.transpose(0, 1).reshape(batch, -1)[:, tree.picks]
-        tokens = torch.cat([tokens, drafted], dim=1)
-    context = AttentionContext(cache.lengths, tree.depths, tree.ancestors, cache.uniform)
-    hidden, logits = model(tokens, cache, context)
-    predicted = logits.argmax(dim=-1)
-    if not tree.nodes:
-        state.root, state.hidden = predicted[:, 0], hidden[:, 0]
-        return tokens, torch.zeros_like(state.root)
-    best = accept_greedy(tokens, predicted, tree.parents, tree.ancestors, tree.depths)
-    path = tree.retrieval[best]
-    cache.keep(path)
-    rows = torch.arange(batch, device=best.device)
-    state.root, state.hidden = predicted[rows, best], hidden[rows, best]
-    return tokens.gather(1, path), tree.depths[best]
+    def wait(self) -> tuple[list[list[int]], list[int]]:
+        """tokens (B, D + 1) and emitted (B,) as lists."""
+        if self.event is not None:
+            self.event.synchronize()
+        tokens, emitted = self.host
+        return tokens.tolist(), emitted.tolist()
 
 
-@torch.inference_mode()
-def advance(state: State, emitted: Sequence[int]) -> None:
-    """Count the tokens that a step left in the cache: ``emitted[b]`` more for sequence b."""
-    state.lengths = [n + e for n, e in zip(state.lengths, emitted, strict=True)]
-    state.cache.set_lengths(state.lengths)
+def _pinned(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+
+
+def steps_ahead(device: torch.device) -> int:
+    """How many steps are launched before the oldest is read: on a GPU one, so that it never waits for the host."""
+    return int(device.type == "cuda")
+
+
+def unsound(model: MedusaModel) -> InputError:
+    """The error for logits that are NaN or infinite, behind which there is no next token."""
+    return InputError(
+        f"{model.name}: the model's logits are NaN or infinite, so there is no next token; its numbers overflow in "
+        f"{str(model.dtype).removeprefix('torch.')} or its weights are damaged: try another --dtype (bfloat16, float32)"
+    )
 
 
 def stop_tokens(model: MedusaModel, eos_token_id: int | Sequence[int] | None) -> frozenset[int]:
@@ -178,6 +159,13 @@ def tree_for(tree: CandidateTree | TreeFile, prompts: Sequence[Sequence[int]], m
     return tree.tree(max(1, len(prompts)), max(1, longest + max_new_tokens // 2))
 
 
+def rule_for(tree: CandidateTree | TreeFile, rule: Rule | None) -> Rule:
+    """The rule asked for, or the one that a whole tree.json was calibrated under, or greedy."""
+    if rule is not None:
+        return rule
+    return tree.acceptance if isinstance(tree, TreeFile) else GREEDY
+
+
 @dataclass
 class Generation:
     """What was generated: for each sequence its new ``tokens`` (the end token included) and how many tokens
@@ -205,30 +193,52 @@ def stream(
     tree: CandidateTree | TreeFile,
     max_new_tokens: int = 128,
     eos_token_id: int | Sequence[int] | None = None,
+    rule: Rule | None = None,
+    streams: Sequence[int] | None = None,
 ) -> Iterator[list[list[int]]]:
     """Decode, yielding after each step the tokens it added to each sequence (an empty list once it has ended); of a
     whole tree.json with the operating point for these prompts.
 
+    Args:
+        rule: how tokens are accepted; by default as the tree.json was calibrated, or greedily.
+        streams: a number a sequence, which with the rule's seed fixes what is drawn for it; by default 0, 1, ... A sequence
+            keeps its text in any batch if it keeps its number.
+
     Raises:
-        InputError: an empty prompt, more context than the model has, or a tree deeper than its heads.
+        InputError: an empty prompt, more context than the model has, a tree deeper than its heads, or logits that are NaN or
+            infinite.
     """
+    rule = rule_for(tree, rule)
     tree = tree_for(tree, prompts, max_new_tokens)
     capacity = check_request(model, prompts, tree, max_new_tokens)
-    stops = stop_tokens(model, eos_token_id)
-    buffers = TreeBuffers.of(tree, model.device)
-    state = prefill(model, prompts, capacity)
-    left = [max_new_tokens] * len(prompts)
-    while any(left):
-        tokens, accepted = step(model, state, buffers)
-        added: list[list[int]] = []
-        for b, (row, a) in enumerate(zip(tokens.tolist(), accepted.tolist(), strict=True)):
-            new = row[: min(1 + a, left[b])]
-            stop = next((i for i, t in enumerate(new) if t in stops), None)
-            new = new if stop is None else new[: stop + 1]
-            left[b] = 0 if stop is not None else left[b] - len(new)
-            added.append(new)
-        advance(state, [len(new) for new in added])
-        yield added
+    stops = sorted(stop_tokens(model, eos_token_id))
+    ahead = steps_ahead(model.device)
+    space = Workspace.take(model, len(prompts), capacity)
+    try:
+        space.state = prefill(
+            model, prompts, whole_slots(model, capacity), False, rule, streams, max_new_tokens, stops, space.state
+        )
+        run = space.stepper(model, tree, rule, stops)
+        lengths, left = list(map(len, prompts)), [max_new_tokens] * len(prompts)
+        flying: deque[Readback] = deque()
+        while any(left):
+            # A step adds a token to every sequence that goes on: no more are launched than may be needed.
+            if len(flying) <= ahead and len(flying) < max(left):
+                flying.append(Readback(*run()))
+                continue
+            tokens, emitted = flying.popleft().wait()
+            added: list[list[int]] = []
+            for b, (row, count) in enumerate(zip(tokens, emitted, strict=True)):
+                if count < 0:
+                    raise unsound(model)
+                new = row[:count]
+                left[b] = 0 if new and new[-1] in stops else left[b] - count
+                lengths[b] += count
+                added.append(new)
+            space.state.cache.slots.expect(0, len(flying) * (tree.depth + 1), lengths)
+            yield added
+    finally:
+        model.workspace = space if model.fixed else None
 
 
 def generate(
@@ -237,9 +247,11 @@ def generate(
     tree: CandidateTree | TreeFile,
     max_new_tokens: int = 128,
     eos_token_id: int | Sequence[int] | None = None,
+    rule: Rule | None = None,
+    streams: Sequence[int] | None = None,
 ) -> Generation:
     """Decode to the end; see :func:`stream`."""
     result = Generation([[] for _ in prompts], [[] for _ in prompts])
-    for added in stream(model, prompts, tree, max_new_tokens, eos_token_id):
+    for added in stream(model, prompts, tree, max_new_tokens, eos_token_id, rule, streams):
         result.add(added)
     return result

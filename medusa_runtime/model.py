@@ -16,7 +16,9 @@ from .cache import TreeCache
 from .checkpoint import is_heads_repository, load_heads, read_config
 from .decode import Generation, generate
 from .errors import InputError
+from .graph import Workspace
 from .heads import MedusaHeads
+from .rules import Rule
 from .tree import CandidateTree
 from .treefile import TreeFile
 
@@ -76,19 +78,31 @@ class MedusaModel(nn.Module):
                 f"it runs {' and '.join(sorted(SUPPORTED_LAYERS))}"
             )
         output = base.get_output_embeddings()
+        self.heads: MedusaHeads | None = None
         if heads is not None:
-            _check_fit(heads, output.weight, name, heads_name)
+            weight, bias = _whole(output.weight), _whole(getattr(output, "bias", None))
+            _check_fit(heads, weight, name, heads_name)
+            away = weight.device.type == "meta"  # kept on disk or in host memory until it is used
+            if away and heads.output_weight is None:
+                raise InputError(
+                    f"{heads_name}: the heads share the output layer of {name}, which its device_map has offloaded; keep "
+                    "the output layer on a device"
+                )
+            self.heads = heads.to(base.device if away else weight.device, base.dtype).eval()
+            self.heads.share_output(weight, bias)
         attention.register()
         base.set_attn_implementation(TREE_ATTENTION)
         self.base = base.eval().requires_grad_(False)
-        self.heads = None if heads is None else heads.to(output.weight.device, output.weight.dtype).eval()
-        if self.heads is not None:
-            self.heads.share_output(output.weight, getattr(output, "bias", None))
         self.tokenizer: Any = tokenizer
         self.name, self.heads_name = name, heads_name
         # The heads read what the output layer reads; catching it there holds for every architecture.
         output.register_forward_pre_hook(self._catch_hidden)
         self._hidden: Tensor | None = None
+        self.triton = attention.triton_serves(self.device)
+        self.graphs = self.device.type == "cuda" and self._in_one_place()
+        self.graph_pool = torch.cuda.graph_pool_handle() if self.graphs else None
+        self.workspace: Workspace | None = None
+        self._tree_pass = self._pass
 
     def _catch_hidden(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         self._hidden = args[0]
@@ -137,7 +151,7 @@ class MedusaModel(nn.Module):
             tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise InputError(f"{where}: cannot be loaded as a causal LM with its tokenizer: {error}") from None
-        if getattr(base, "hf_device_map", None) is None:
+        if getattr(base, "hf_device_map", None) is None and not kwargs.get("tp_plan"):
             base = base.to(target)
         return cls(base, loaded, tokenizer, name=where, heads_name=heads_where)
 
@@ -165,10 +179,34 @@ class MedusaModel(nn.Module):
         """Longest sequence the model's config allows, or None where it names none."""
         return getattr(self.base.config.get_text_config(), "max_position_embeddings", None)
 
+    def _in_one_place(self) -> bool:
+        """Whether one device holds all weights whole: neither spread over devices, nor offloaded, nor split over processes."""
+        weights = list(self.base.parameters())
+        return len({w.device for w in weights}) == 1 and not any(hasattr(w, "full_tensor") for w in weights)
+
+    def compile(self, **kwargs: Any) -> None:
+        """Compile the pass over a tree with ``torch.compile``, once for each batch size and number of nodes; prompts are
+        not compiled. On a GPU compiled passes are captured in CUDA graphs like others. What it costs and gains:
+        docs/runtime.md.
+
+        Args:
+            kwargs: for ``torch.compile``, such as ``mode``; shapes are static unless said otherwise.
+        """
+        if self.triton:  # first imports cannot be traced
+            from . import kv_rows  # noqa: F401
+            from .attention import triton_tree  # noqa: F401
+        self._tree_pass = torch.compile(self._pass, **{"dynamic": False, **kwargs})
+        self.workspace = None
+
+    @property
+    def fixed(self) -> bool:
+        """Whether a step must not depend on what the host knows: where it is captured or compiled."""
+        return self.graphs or self._tree_pass != self._pass
+
     def new_cache(self, batch: int, capacity: int, static: bool = False) -> TreeCache:
         """An empty KV cache of ``capacity`` slots for each of ``batch`` sequences."""
         layers = self.base.config.get_text_config().num_hidden_layers
-        return TreeCache(layers, capacity, batch, self.device, static)
+        return TreeCache(layers, capacity, batch, self.device, static, self.fixed, self.triton)
 
     def forward(
         self, tokens: Tensor, cache: TreeCache, context: AttentionContext, keep: Tensor | int = 0
@@ -176,14 +214,21 @@ class MedusaModel(nn.Module):
         """One pass over new tokens, whose keys and values go into the cache behind the accepted ones.
 
         Args:
-            tokens: (B, Q) int64.
-            context: what each may look at, see :class:`AttentionContext`.
+            tokens: (B, Q) int64, a tree's or, right-padded, prompts.
+            context: of the cache's slots, and what each token may look at.
             keep: columns to compute logits for, an index tensor; 0 for all.
 
         Returns:
             hidden (B, kept, d), what the output layer read; logits (B, kept, V).
         """
-        positions = context.lengths[:, None] + context.depths
+        if context.tree is None:
+            depths = torch.arange(tokens.shape[1], device=tokens.device)
+            return self._pass(tokens, context.slots.lengths[:, None] + depths, cache, context, keep)
+        return self._tree_pass(tokens, context.slots.lengths[:, None] + context.tree.depths, cache, context, keep)
+
+    def _pass(
+        self, tokens: Tensor, positions: Tensor, cache: TreeCache, context: AttentionContext, keep: Tensor | int
+    ) -> tuple[Tensor, Tensor]:
         out = self.base(
             input_ids=tokens,
             position_ids=positions,
@@ -197,7 +242,9 @@ class MedusaModel(nn.Module):
             raise InputError(
                 f"{self.name}: the model's output layer was never called, so its hidden states cannot be read"
             )
-        return hidden, out.logits
+        if self.heads is not None:  # layers may be spread over devices
+            hidden = hidden.to(self.heads.block_weight.device)
+        return hidden, out.logits.to(tokens.device)
 
     def generate(
         self,
@@ -206,14 +253,17 @@ class MedusaModel(nn.Module):
         max_new_tokens: int = 128,
         eos_token_id: int | Sequence[int] | None = None,
         attention_mask: Tensor | None = None,
+        rule: Rule | None = None,
     ) -> Generation:
-        """Decode greedily with a candidate tree (None or empty: plainly); the text is that of plain greedy decoding.
+        """Decode with a candidate tree (None or empty: plainly). Greedily the text is that of plain greedy decoding, and when
+        sampling that of plain sampling with the same seed; typical acceptance changes it (see :mod:`medusa_runtime.rules`).
 
         Args:
             input_ids: (B, S) token ids, or B lists of them of any lengths.
             tree: a tree, or a whole tree.json (:func:`read_tree`), of which the point for this batch and context is taken.
             attention_mask: (B, S), 0 where ``input_ids`` is padding, on either side.
             eos_token_id: ends a sequence; by default the model's own. Pass an empty list for none.
+            rule: how tokens are accepted; by default as the tree.json was calibrated, or greedily.
         """
         if isinstance(input_ids, Tensor):
             rows = input_ids.tolist()
@@ -224,7 +274,12 @@ class MedusaModel(nn.Module):
                 ]
         else:
             rows = [list(row) for row in input_ids]
-        return generate(self, rows, CandidateTree() if tree is None else tree, max_new_tokens, eos_token_id)
+        return generate(self, rows, CandidateTree() if tree is None else tree, max_new_tokens, eos_token_id, rule)
+
+
+def _whole(weight: Any) -> Any:
+    """A weight that tensor parallelism has split (a DTensor), put together on every device; others as they are."""
+    return weight.full_tensor() if hasattr(weight, "full_tensor") else weight
 
 
 def _check_fit(heads: MedusaHeads, output: Tensor, name: str, heads_name: str) -> None:

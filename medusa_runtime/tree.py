@@ -136,3 +136,11 @@ class CandidateTree:
         mask = np.zeros((self.nodes + 1, self.nodes + 1), dtype=np.bool_)
         np.put_along_axis(mask, self.retrieval, True, axis=1)
         return mask
+
+    @cached_property
+    def ancestor_bits(self) -> npt.NDArray[np.int32]:
+        """(M, ceil(M / 32)) the same, packed: bit j % 32 of word j // 32 in row i."""
+        rows = self.nodes + 1
+        padded = np.zeros((rows, -(-rows // 32) * 32), dtype=np.bool_)
+        padded[:, :rows] = self.ancestors
+        return np.packbits(padded, axis=1, bitorder="little").view("<i4").astype(np.int32)

@@ -11,9 +11,10 @@ from typing import Any
 
 from .errors import InputError
 from .files import write_beside
+from .rules import GREEDY, Rule, read_rule, rule_json
 from .tree import CandidateTree, check_paths
 
-FORMAT, MAJOR, MINOR = "medusa-tree", 1, 1
+FORMAT, MAJOR, MINOR = "medusa-tree", 1, 2
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class TreeFile:
     heads, candidates: H and K of the profile that the tree was made from.
     head_accuracy: (H, K), A[k, i].
     provenance: model, heads, corpus, device, versions, date: what is needed to make it again.
+    acceptance: the rule that it was calibrated under; greedy in files older than 1.2.
     """
 
     paths: tuple[tuple[int, ...], ...]
@@ -68,6 +70,7 @@ class TreeFile:
     head_accuracy: tuple[tuple[float, ...], ...]
     operating_points: tuple[OperatingPoint, ...]
     provenance: dict[str, Any] = field(default_factory=dict)
+    acceptance: Rule = GREEDY
 
     def point(self, batch: int = 1, context: int | None = None) -> OperatingPoint:
         """The operating point of the batch and context, or of the nearest ones planned for, as ratios (3 is nearer to 4
@@ -92,7 +95,7 @@ class TreeFile:
 
 def write_tree(path: Path, tree: TreeFile) -> None:
     """Write tree.json, one path a line, so that it can be read and compared."""
-    body = {"format": FORMAT, "version": f"{MAJOR}.{MINOR}", **asdict(tree)}
+    body = {"format": FORMAT, "version": f"{MAJOR}.{MINOR}", **asdict(tree), "acceptance": rule_json(tree.acceptance)}
     lines = [f"  {json.dumps(key)}: {_layout(key, value)}" for key, value in body.items()]
     with write_beside(path) as beside:
         beside.write_text("{\n" + ",\n".join(lines) + "\n}\n", "utf-8")
@@ -167,6 +170,7 @@ def read_tree(path: Path | str) -> TreeFile:
     return TreeFile(
         paths, tuple(frequency), heads, candidates, tuple(map(tuple, accuracy)),
         tuple(_read_point(p, i, path, len(paths), heads) for i, p in enumerate(points)), dict(data.get("provenance", {})),
+        read_rule(data.get("acceptance", {"rule": GREEDY.name}), f'{path}: field "acceptance"'),
     )  # fmt: skip
 
 

@@ -9,8 +9,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from medusa_runtime.decode import State, TreeBuffers, advance, prefill, step
+from medusa_runtime.decode import Readback, prefill
+from medusa_runtime.graph import Step, stepper
 from medusa_runtime.model import MedusaModel
+from medusa_runtime.rules import GREEDY
+from medusa_runtime.step import State, TreeBuffers
 from medusa_runtime.tree import CandidateTree
 
 from .latency import LatencyGrid, LatencyPoint
@@ -68,20 +71,17 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def time_step(model: MedusaModel, state: State, tree: TreeBuffers, length: int) -> float:
-    """Seconds of one step as the decoding loop runs it, tokens read on the host and lengths advanced; the state
-    is then put back to ``length`` tokens a sequence, so that every repeat does the same work."""
-    root, hidden = state.root, state.hidden
+@torch.inference_mode()
+def time_step(run: Step, state: State, length: int) -> float:
+    """Seconds of one step as the decoding loop runs it, tokens read on the host; the state is then put back to ``length``
+    tokens a sequence, so that every repeat does the same work."""
+    root, hidden = state.root.clone(), state.hidden.clone()
     begin = time.perf_counter()
-    tokens, accepted = step(model, state, tree)
-    tokens.tolist()
-    emitted = [1 + a for a in accepted.tolist()]
-    advance(state, emitted)
+    Readback(*run()).wait()
     seconds = time.perf_counter() - begin
-    state.lengths = [length] * len(emitted)
-    with torch.inference_mode():
-        state.cache.set_lengths(state.lengths)
-    state.root, state.hidden = root, hidden
+    state.cache.slots.set_lengths([length] * len(root))
+    state.root.copy_(root)
+    state.hidden.copy_(hidden)
     return seconds
 
 
@@ -116,7 +116,7 @@ def measure(
         for context in contexts:
             prompts = rng.integers(0, model.medusa_heads.vocab_size, (batch, context)).tolist()
             state = prefill(model, prompts, context + max_nodes + 1)
-            warm = _warm_up(model, state, buffers, context, 1 + model.num_heads)
+            warm, runs = _warm_up(model, state, buffers, context, 1 + model.num_heads)
             taken = sorted(warm)
             count = int(np.clip(SECONDS_A_LOAD / (BURST * sum(warm.values())), min(MIN_ROUNDS, rounds), rounds))
             seconds = np.zeros((count, BURST, len(taken)))
@@ -124,7 +124,7 @@ def measure(
                 for i in rng.permutation(len(taken)):
                     for b in range(BURST):
                         synchronize(model.device)
-                        seconds[r, b, i] = time_step(model, state, buffers[taken[i]], context)
+                        seconds[r, b, i] = time_step(runs[taken[i]], state, context)
                 progress(rounds * (r + 1) // count - rounds * r // count)
             low, median, high = np.percentile(seconds[:, 1:], [25, 50, 75], axis=(0, 1))
             points += [
@@ -135,22 +135,26 @@ def measure(
     return LatencyGrid(tuple(points), device_name(model.device), dtype, gpu=model.device.type == "cuda")
 
 
-def _warm_up(model: MedusaModel, state: State, trees: list[TreeBuffers], context: int, most: int) -> dict[int, float]:
-    """Kernels chosen, memory touched, and the trees worth timing: by their number, seconds of a warm step, from small
-    to large until one takes over ``most`` times plain decoding."""
+def _warm_up(
+    model: MedusaModel, state: State, trees: list[TreeBuffers], context: int, most: int
+) -> tuple[dict[int, float], dict[int, Step]]:
+    """Kernels chosen, memory touched, graphs captured, and the trees worth timing: by their number, seconds of a warm step,
+    from small to large until one takes over ``most`` times plain decoding; and the steps."""
     warm: dict[int, float] = {}
+    runs: dict[int, Step] = {}
     plain = np.inf
     for i in sorted(range(len(trees)), key=lambda i: (trees[i].nodes, -trees[i].depth)):
-        time_step(model, state, trees[i], context)
+        runs[i] = stepper(model, state, trees[i], GREEDY)
+        time_step(runs[i], state, context)
         synchronize(model.device)
-        warm[i] = time_step(model, state, trees[i], context)
+        warm[i] = time_step(runs[i], state, context)
         if trees[i].nodes == 0:
-            plain = min(warm[i], time_step(model, state, trees[i], context))
+            plain = min(warm[i], time_step(runs[i], state, context))
         elif warm[i] > 1.5 * most * plain:  # half as much again, three times: one warm step is a noisy figure
-            warm[i] = min(warm[i], *(time_step(model, state, trees[i], context) for _ in range(2)))
+            warm[i] = min(warm[i], *(time_step(runs[i], state, context) for _ in range(2)))
             if warm[i] > 1.5 * most * plain:
                 break
-    return warm
+    return warm, runs
 
 
 def shape_of(model: MedusaModel) -> ModelShape:

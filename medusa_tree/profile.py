@@ -9,9 +9,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from medusa_runtime.decode import State, TreeBuffers, advance, prefill, propose, step, stop_tokens
+from medusa_runtime.decode import prefill, stop_tokens
 from medusa_runtime.errors import InputError
 from medusa_runtime.model import MedusaModel
+from medusa_runtime.step import State, TreeBuffers, propose, step
 from medusa_runtime.tree import CandidateTree
 
 from .table import MISS
@@ -76,13 +77,12 @@ def _decode(model: MedusaModel, prompts: list[Sequence[int]], max_new_tokens: in
     hidden, tokens = [], []
     ended = torch.zeros_like(state.root, dtype=torch.bool)
     for _ in range(total):
-        hidden.append(state.hidden)
-        tokens.append(state.root)
+        hidden.append(state.hidden.clone())
+        tokens.append(state.root.clone())
         ended |= torch.isin(state.root, stops)
         if len(stops) and bool(ended.all()):
             break
         step(model, state, plain)
-        advance(state, [1] * len(prompts))
     stacked = torch.stack(tokens)
     is_end = torch.isin(stacked, stops)
     first_end = torch.where(is_end.any(dim=0), is_end.int().argmax(dim=0), len(stacked) - 1)

@@ -174,8 +174,9 @@ def first_difference(
     at = next(i for i, (a, b) in enumerate(zip(plain, other, strict=False)) if a != b)  # an end is a token, too
     text = torch.tensor([[*prompt, *plain[:at]]], device=model.device)
     cache = model.new_cache(1, text.shape[1])
-    context = AttentionContext(cache.lengths, torch.arange(text.shape[1], device=model.device), None, uniform=0)
-    _, logits = model(text, cache, context, keep=torch.tensor([text.shape[1] - 1], device=model.device))
+    _, logits = model(
+        text, cache, AttentionContext(cache.slots), keep=torch.tensor([text.shape[1] - 1], device=model.device)
+    )
     row = logits[0, -1].float()
     top = float(row.abs().max())
     gap = abs(float(row[plain[at]] - row[other[at]]))

@@ -8,6 +8,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():  # Triton kernels are then interpreted; read when Triton is first imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import transformers
 from hypothesis import settings
 from hypothesis import strategies as st

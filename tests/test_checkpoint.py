@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerFast
 
 from medusa_runtime import CandidateTree, InputError, MedusaHeads, MedusaModel
 from medusa_runtime.checkpoint import FORMATS, load_heads, save_heads
-from medusa_runtime.decode import propose
 from medusa_runtime.headformats import medusa_state, vllm_state
+from medusa_runtime.step import propose
 from medusa_tree.profile import profile
 from medusa_tree.replay import replay
 

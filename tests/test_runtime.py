@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medusa_runtime import CandidateTree, InputError, MedusaModel, stream
-from medusa_runtime.accept import accept_greedy
-from medusa_runtime.attention import AttentionContext
+from medusa_runtime.accept import accept
+from medusa_runtime.attention import AttentionContext, TreeMask
 from medusa_runtime.cache import TreeCache
-from medusa_runtime.decode import TreeBuffers, advance, prefill, step
+from medusa_runtime.decode import prefill
+from medusa_runtime.rules import GREEDY
+from medusa_runtime.step import TreeBuffers, step
 
 NEW = 128
 
@@ -20,8 +22,8 @@ NEW = 128
 def reference(base, prompts, new=NEW):
     """transformers' greedy text, in one left-padded batch."""
     width = max(map(len, prompts))
-    ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+    ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=base.device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=base.device)
     out = base.generate(ids, attention_mask=mask, max_new_tokens=new, do_sample=False, pad_token_id=0)
     return out[:, width:].tolist()
 
@@ -120,18 +122,18 @@ def test_heads_are_evaluated_once_a_sequence_a_step_and_only_those_the_tree_uses
 def test_the_cache_is_allocated_once_and_compacted_in_place():
     model, prompts = tiny_model(), random_prompts(2, seed=6)
     buffers = TreeBuffers.of(BUSHY, torch.device("cpu"))
-    state = prefill(model, prompts, 80)
+    state = prefill(model, prompts, 120)
     places = [(layer.keys.data_ptr(), layer.values.data_ptr()) for layer in state.cache.layers]
     for _ in range(12):
-        _, accepted = step(model, state, buffers)
-        advance(state, [1 + int(a) for a in accepted])
+        step(model, state, buffers)
+    lengths = state.cache.slots.lengths.tolist()
     assert [(layer.keys.data_ptr(), layer.values.data_ptr()) for layer in state.cache.layers] == places
     # The compacted cache is the one that plain decoding of the same text would have made.
     for b, prompt in enumerate(prompts):
         text = prompt + model.generate([prompt], max_new_tokens=60).tokens[0]
-        fresh = prefill(model, [text[: state.lengths[b]]], 80)
+        n = lengths[b]
+        fresh = prefill(model, [text[:n]], 80)
         for kept, made in zip(state.cache.layers, fresh.cache.layers, strict=True):
-            n = state.lengths[b]
             torch.testing.assert_close(kept.keys[b, :, :n], made.keys[0, :, :n], rtol=1e-4, atol=1e-4)
             torch.testing.assert_close(kept.values[b, :, :n], made.values[0, :, :n], rtol=1e-4, atol=1e-4)
 
@@ -141,12 +143,10 @@ def test_the_cache_is_allocated_once_and_compacted_in_place():
 def test_a_static_cache_decodes_the_same(family, count):
     model, prompts = tiny_model(family), random_prompts(count, seed=9)
     buffers = TreeBuffers.of(BUSHY, torch.device("cpu"))
-    exact, static = (prefill(model, prompts, 120, static=s) for s in (False, True))
+    exact, static = (prefill(model, prompts, 150, static=s) for s in (False, True))
     for _ in range(15):
-        (a, n), (b, _) = step(model, exact, buffers), step(model, static, buffers)
+        (a, _), (b, _) = step(model, exact, buffers), step(model, static, buffers)
         assert torch.equal(a, b)
-        for state in (exact, static):
-            advance(state, [1 + int(x) for x in n])
 
 
 @given(trees(max_nodes=16), st.lists(st.integers(0, 5), min_size=1, max_size=3), st.data())
@@ -158,10 +158,10 @@ def test_compaction_keeps_the_accepted_rows(tree, lengths, data):
         layer.update(rows, rows)
         layer.keys.normal_()
         layer.values.normal_()
-    cache.set_lengths(lengths)
+    cache.slots.set_lengths(lengths)
     before = [layer.keys.clone() for layer in cache.layers]
     best = torch.tensor([data.draw(st.integers(0, tree.nodes)) for _ in lengths])
-    cache.keep(torch.as_tensor(tree.retrieval)[best])
+    cache.keep(torch.as_tensor(tree.retrieval)[best], torch.as_tensor(tree.depths)[best])
     for layer, old in zip(cache.layers, before, strict=True):
         for b, n in enumerate(lengths):
             path = tree.retrieval[best[b]][: tree.depths[best[b]] + 1]
@@ -176,7 +176,10 @@ def test_greedy_acceptance_finds_the_deepest_agreeing_node(tree, seed):
     predicted = torch.randint(0, 3, (2, m), generator=generator)
     tokens = torch.zeros(2, m, dtype=torch.int64)
     tokens[:, 1:] = torch.as_tensor(tree.ranks[1:])  # siblings differ, as a head's candidates do
-    best = accept_greedy(tokens, predicted, *map(torch.as_tensor, (tree.parents, tree.ancestors, tree.depths)))
+    logits = torch.nn.functional.one_hot(predicted, 4).float()
+    buffers, none = TreeBuffers.of(tree, torch.device("cpu")), torch.zeros(2, dtype=torch.int64)
+    best, root, sound = accept(GREEDY, logits, tokens, buffers, none, none)
+    assert sound.all()
     for b in range(2):
         at = 0
         while True:
@@ -185,6 +188,7 @@ def test_greedy_acceptance_finds_the_deepest_agreeing_node(tree, seed):
                 break
             at = below[0]
         assert best[b] == at
+        assert root[b] == predicted[b, at]
 
 
 @given(
@@ -195,11 +199,10 @@ def test_greedy_acceptance_finds_the_deepest_agreeing_node(tree, seed):
 )
 def test_the_attention_mask_matches_its_definition(tree, lengths, window, spare):
     queries, slots = tree.nodes + 1, max(lengths) + tree.nodes + 1 + spare
-    uniform = lengths[0] if len(set(lengths)) == 1 else None
-    context = AttentionContext(
-        torch.tensor(lengths), torch.as_tensor(tree.depths), torch.as_tensor(tree.ancestors), uniform
-    )
-    mask = context.mask(slots, window, torch.float32)
+    cache = TreeCache(1, slots, len(lengths), torch.device("cpu"))
+    cache.slots.set_lengths(lengths)
+    context = AttentionContext(cache.slots, TreeMask.of(tree, torch.device("cpu")))
+    mask = context.mask(queries, slots, window, 1, torch.float32, torch.device("cpu"))
     seen = torch.zeros(len(lengths), queries, slots) if mask is None else mask[:, 0].expand(len(lengths), -1, -1)
     for b, n in enumerate(lengths):
         for i in range(queries):

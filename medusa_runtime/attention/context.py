@@ -1,59 +1,121 @@
-"""AttentionContext: which cached and new tokens each new token may look at, told once a step."""
+"""AttentionContext and TreeMask: which cached and new tokens each new token may look at."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ..tree import CandidateTree
+
+if TYPE_CHECKING:
+    from ..cache import Slots
+
 TREE_ATTENTION = "medusa_tree"  # the name under which transformers knows our attention function
+
+
+@dataclass(frozen=True)
+class TreeMask:
+    """Who sees whom among a tree's M tokens, made once a tree; one for each device that holds layers.
+
+    depths: (M,) int64, each token's distance from the root.
+    ancestors: (M, M) bool, row i may look at token j. bits: (M, ceil(M / 32)) int32, the same, packed.
+    """
+
+    depths: Tensor
+    ancestors: Tensor
+    bits: Tensor
+    _strips: dict[tuple, Tensor] = field(default_factory=dict, repr=False)
+    _elsewhere: dict[torch.device, TreeMask] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, tree: CandidateTree, device: torch.device) -> TreeMask:
+        depths, ancestors, bits = (
+            torch.as_tensor(a, device=device) for a in (tree.depths, tree.ancestors, tree.ancestor_bits)
+        )
+        return cls(depths, ancestors, bits)
+
+    def on(self, device: torch.device) -> TreeMask:
+        """The same on another device; copied once."""
+        if device == self.depths.device:
+            return self
+        if device not in self._elsewhere:
+            self._elsewhere[device] = TreeMask(self.depths.to(device), self.ancestors.to(device), self.bits.to(device))
+        return self._elsewhere[device]
+
+    def strip(self, window: int | None, group: int, dtype: torch.dtype) -> Tensor:
+        """(group x M, before + M + 1): 0 where visible, -inf where not, by a slot's distance from the root.
+
+        What a token sees of a slot depends on nothing but that distance, so a step's mask is this strip, read from another
+        place. ``before`` columns stand for accepted tokens, the furthest for all beyond it; the last for unused slots.
+        """
+        if torch.compiler.is_compiling():  # a compiled pass makes its own, and must not depend on what is there already
+            return self._make_strip(window, group, dtype)
+        key = (window, group, dtype)
+        if key not in self._strips:
+            self._strips[key] = self._make_strip(window, group, dtype)
+        return self._strips[key]
+
+    def _make_strip(self, window: int | None, group: int, dtype: torch.dtype) -> Tensor:
+        device, new = self.depths.device, len(self.depths)
+        position = torch.cat([torch.arange(-_before(window), 0, device=device), self.depths])
+        seen = torch.cat([self.ancestors.new_ones(new, _before(window)), self.ancestors], dim=1)
+        if window is not None:
+            seen = seen & (self.depths[:, None] - position < window)
+        seen = torch.cat([seen, seen.new_zeros(new, 1)], dim=1)
+        return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, float("-inf")).repeat(group, 1)
+
+
+def _before(window: int | None) -> int:
+    return 1 if window is None else window
 
 
 @dataclass
 class AttentionContext:
     """What tree attention needs beyond queries, keys and values; travels as a keyword of the model's forward.
 
-    The KV cache holds ``lengths[b]`` accepted tokens of sequence b, and the Q new ones behind them.
-    A new token sees every accepted one and, among the new, those that ``visible`` gives it.
+    The cache holds ``slots.lengths[b]`` accepted tokens of sequence b, and the new ones behind them. A new token sees
+    every accepted one and, among the new, itself and its ancestors.
 
     Args:
-        lengths: (B,) int64, accepted tokens a sequence, on the device.
-        depths: (Q,) int64, each new token's distance from the first: its position is length + depth.
-        visible: (Q, Q) bool, row i may look at new token j. None: causal, a chain of Q tokens.
-        uniform: all lengths are equal (always so for a batch of one), and this is that length; else None.
+        slots: of the cache, how far they are filled.
+        tree: the new tokens' tree. None: they are prompts, in empty slots from the first on, each token seeing those before it.
     """
 
-    lengths: Tensor
-    depths: Tensor
-    visible: Tensor | None
-    uniform: int | None = None
+    slots: Slots
+    tree: TreeMask | None = None
     _masks: dict[tuple, Tensor | None] = field(default_factory=dict, repr=False)
 
-    def mask(self, slots: int, window: int | None, dtype: torch.dtype) -> Tensor | None:
-        """Additive mask (B or 1, 1, Q, slots), 0 where visible and -inf where not; None when all is.
+    def mask(
+        self, queries: int, slots: int, window: int | None, group: int, dtype: torch.dtype, device: torch.device
+    ) -> Tensor | None:
+        """Additive mask (B or 1, 1, group x queries, slots), 0 where visible and -inf where not; None when all is.
 
-        Made once a step and shared by all layers of the same sliding ``window`` (None: full attention).
+        Made once a step and shared by all layers of the same device and sliding ``window`` (None: full attention).
         """
-        key = (slots, window, dtype)
+        window = None if window is not None and window >= slots else window
+        key = (slots, window, group, dtype, device)
         if key not in self._masks:
-            self._masks[key] = self._build(slots, window, dtype)
+            if self.tree is None:
+                self._masks[key] = _causal(queries, window, dtype, device).repeat(group, 1)[None, None]
+            elif (
+                queries == 1 and window is None and not self.slots.fixed and self.slots.known == (slots - 1, slots - 1)
+            ):
+                self._masks[key] = None
+            else:
+                strip = self.tree.on(device).strip(window, group, dtype)
+                from_root = torch.arange(slots, device=device) - self.slots.lengths_on(device)[:, None]
+                column = from_root.clamp_(-_before(window), queries) + _before(window)
+                mask = strip.index_select(1, column.flatten()).view(len(strip), -1, slots)
+                self._masks[key] = mask.transpose(0, 1)[:, None]
         return self._masks[key]
 
-    def _build(self, slots: int, window: int | None, dtype: torch.dtype) -> Tensor | None:
-        queries = self.depths.shape[0]
-        if queries == 1 and self.uniform is not None and self.uniform + 1 == slots <= (window or slots):
-            return None
-        lengths = self.lengths[:1] if self.uniform is not None else self.lengths
-        visible = self.visible
-        if visible is None:
-            visible = torch.ones(queries, queries, dtype=torch.bool, device=lengths.device).tril()
-        slot = torch.arange(slots, device=lengths.device)
-        new = slot[None] - lengths[:, None]  # (B, slots): which new token a slot holds; negative: an accepted one
-        among_new = visible.T[new.clamp(0, queries - 1)]  # (B, slots, Q)
-        allowed = (new < 0)[..., None] | ((new < queries)[..., None] & among_new)
-        if window is not None:
-            position = torch.where(new < 0, new, self.depths[new.clamp(0, queries - 1)])  # relative to the root
-            allowed &= self.depths - position[..., None] < window
-        mask = torch.zeros(allowed.shape, dtype=dtype, device=lengths.device).masked_fill_(~allowed, float("-inf"))
-        return mask.transpose(1, 2)[:, None].contiguous()
+
+def _causal(queries: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(queries, queries) additive mask of prompts from slot 0."""
+    seen = torch.ones(queries, queries, dtype=torch.bool, device=device).tril()
+    if window is not None:
+        seen = seen.triu(1 - window)
+    return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, float("-inf"))

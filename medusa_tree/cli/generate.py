@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .common import FILE, device_options, load_model, stderr
+from .common import FILE, acceptance_options, chosen_rule, device_options, load_model, stderr
 
 
 @click.command()
@@ -16,30 +16,37 @@ from .common import FILE, device_options, load_model, stderr
 @click.option("--tree", "tree_json", type=FILE, help="tree.json to decode with.  [default: plain decoding]")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True)
 @click.option("--chat", is_flag=True, help="Put the prompt through the model's chat template.")
+@acceptance_options
+@click.option("--seed", type=int, default=0, show_default=True, help="sample: fixes the text, with any tree.")
 @device_options
 def generate(
-    prompt: str, model: str, heads: str | None, tree_json: Path | None, max_new_tokens: int, chat: bool,
-    device: str | None, dtype: str | None, trust_remote_code: bool,
+    prompt: str, model: str, heads: str | None, tree_json: Path | None, max_new_tokens: int, chat: bool, acceptance: str | None,
+    temperature: float | None, top_p: float | None, top_k: int | None, min_p: float | None, epsilon: float | None,
+    delta: float | None, seed: int, device: str | None, dtype: str | None, trust_remote_code: bool,
 ) -> None:  # fmt: skip
-    """Continue PROMPT greedily with the tree, streaming the text, then a line of statistics."""
+    """Continue PROMPT with the tree, streaming the text, then a line of statistics. Tokens are accepted as the tree was
+    calibrated, or greedily, unless --acceptance says how."""
     import time
 
     from medusa_runtime.tree import CandidateTree
     from medusa_runtime.treefile import read_tree
     from medusa_tree.corpus import Prompt, tokenize
 
+    asked = chosen_rule(
+        acceptance, seed, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, epsilon=epsilon, delta=delta
+    )
     contents = read_tree(tree_json) if tree_json else CandidateTree()
     loaded = load_model(model, heads, device, dtype, trust_remote_code)
-    from medusa_runtime.decode import stream, tree_for
+    from medusa_runtime.decode import rule_for, stream, tree_for
 
     tokenizer = loaded.tokenizer
     rows = tokenize([Prompt(prompt, "prompt", chat)], tokenizer, max_tokens=1 << 30)
-    tree = tree_for(contents, rows, max_new_tokens)
+    tree, rule = tree_for(contents, rows, max_new_tokens), rule_for(contents, asked)
     new: list[int] = []
     steps, shown = 0, ""
     begin = time.perf_counter()
     click.echo(prompt, nl=False)
-    for (added,) in stream(loaded, rows, tree, max_new_tokens):
+    for (added,) in stream(loaded, rows, tree, max_new_tokens, rule=rule):
         new += added
         steps += 1
         text = tokenizer.decode(new, skip_special_tokens=True)
@@ -50,6 +57,7 @@ def generate(
     click.echo()
     stderr().print(
         f"{len(new)} tokens in {seconds:.2f} s, {len(new) / seconds:.0f} tokens/s; {steps} steps, {len(new) / steps:.2f} tokens a step"
-        + (f", tree of {tree.nodes} nodes" if tree.nodes else ", plain decoding"),
+        + (f", tree of {tree.nodes} nodes" if tree.nodes else ", plain decoding")
+        + f"; {rule}",
         style="dim",
     )
