@@ -179,8 +179,10 @@ def _warm_up(
         warm[i] = time_step(runs[i], state, context)
         if trees[i].nodes == 0:
             plain = min(warm[i], time_step(runs[i], state, context))
-        elif warm[i] > 1.5 * most * plain:  # half as much again: one warm step is a noisy figure
-            break
+        elif warm[i] > 1.5 * most * plain:  # half as much again, and twice more: one warm step is a noisy figure
+            warm[i] = min(warm[i], *(time_step(runs[i], state, context) for _ in range(2)))
+            if warm[i] > 1.5 * most * plain:
+                break
     return warm, runs
 
 
