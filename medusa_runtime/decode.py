@@ -61,9 +61,8 @@ def prefill(
     slots.set_lengths([0] * batch)
     last, column = (torch.tensor(lengths, device=device) - 1).unique(return_inverse=True)
     with out_of_memory(f"a pass over {batch} prompt(s) of up to {longest} tokens", device):
-        hidden, logits = model(
-            tokens, cache, AttentionContext(slots), keep=last
-        )  # a column for each place where some prompt ends
+        # Logits only in those columns where some prompt ends.
+        hidden, logits = model(tokens, cache, AttentionContext(slots), keep=last)
     own = torch.arange(batch, device=device)
     slots.set_lengths(lengths)
     slots.ceiling = capacity if max_new_tokens is None else longest + max_new_tokens
