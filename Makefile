@@ -29,6 +29,8 @@ bench: dev
 	$(BIN)/python benchmarks/profile_rate.py -o benchmarks/results/profile_rate.json
 	$(BIN)/python benchmarks/predictions.py -o benchmarks/results/predictions.json
 	$(BIN)/python benchmarks/planning.py -o benchmarks/results/planning.json
+	$(BIN)/python benchmarks/rules.py -o benchmarks/results/rules.json
+	$(BIN)/python benchmarks/typical.py -o benchmarks/results/typical.json
 
 bench-gpu: dev
 	$(BIN)/pytest tests/test_gpu.py tests/test_kernels.py

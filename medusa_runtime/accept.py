@@ -98,11 +98,16 @@ def value(rule: Rule, logits: Tensor, tokens: Tensor, chosen: Tensor, tree: Tree
     siblings may stand (typical acceptance) a log-likelihood in nats, else 0. Meaningless at the root."""
     if not isinstance(rule, Typical) or rule.temperature == 0:
         return torch.where(tokens == chosen[:, tree.parents], 0.0, -torch.inf)
-    log_p = (_from_top(logits) / rule.temperature).log_softmax(dim=-1)
+    log_p = log_probabilities(rule, logits)
     bar = threshold(rule, log_p)
     rows = torch.arange(len(tokens), device=tokens.device)[:, None]
     mine = log_p[rows, tree.parents, tokens]
     return torch.where(mine > bar[:, tree.parents], mine, -torch.inf)
+
+
+def log_probabilities(rule: Typical, logits: Tensor) -> Tensor:
+    """(..., V) float32: what typical acceptance compares, in nats."""
+    return (_from_top(logits) / rule.temperature).log_softmax(dim=-1)
 
 
 def threshold(rule: Typical, log_p: Tensor) -> Tensor:

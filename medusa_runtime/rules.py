@@ -85,16 +85,21 @@ class Typical:
     delta: float = 0.3
     temperature: float = 1.0
     name: ClassVar[str] = "typical"
-    lossless: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _check("epsilon", self.epsilon, 0, 1, "give a number between 0 and 1, such as 0.09", (False, False))
         _check("delta", self.delta, 0, 1, "give a number between 0 and 1, such as 0.3", (False, False))
         _check_temperature(self.temperature)
 
+    @property
+    def lossless(self) -> bool:
+        return self.temperature == 0
+
     def __str__(self) -> str:
         warm = "" if self.temperature == 1 else f", temperature {self.temperature:g}"
-        return f"typical acceptance, epsilon {self.epsilon:g}, delta {self.delta:g}{warm} (not lossless)"
+        return f"typical acceptance, epsilon {self.epsilon:g}, delta {self.delta:g}{warm}" + (
+            "" if self.lossless else " (not lossless)"
+        )
 
 
 Rule = Greedy | Sampling | Typical

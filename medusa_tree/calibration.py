@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from medusa_runtime.errors import InputError
 from medusa_runtime.files import write_beside
+from medusa_runtime.rules import GREEDY, read_rule, rule_json
+from medusa_runtime.tree import CandidateTree, check_paths
 
 from .budget import Memory
 from .latency import Latency, LatencyGrid
+from .probetrace import ProbeTrace
 from .shape import BYTES, ModelShape
 from .trace import RankTrace
 from .tracefile import load_arrays, trace_of
 
-VERSION = 1
+VERSION = 2
+READABLE = (1, 2)  # 1 is of greedy acceptance
 
 
 @dataclass(frozen=True)
@@ -58,14 +64,17 @@ def save_calibration(path: Path, calibration: Calibration) -> None:
     meta = {
         "version": VERSION,
         "candidates": trace.candidates,
+        "acceptance": rule_json(trace.acceptance),
         "latency": calibration.grid.to_json(),
         "provenance": calibration.provenance,
         "shape": None if calibration.shape is None else calibration.shape.to_json(),
     }
+    arrays: dict[str, Any] = {"ranks": trace.ranks, "starts": trace.starts, "held_out": trace.held_out}
+    if isinstance(trace, ProbeTrace):
+        meta["probe"] = trace.probe.paths
+        arrays["accepted"] = np.packbits(trace.accepted, axis=1)
     with write_beside(path) as beside, beside.open("wb") as file:
-        np.savez_compressed(
-            file, ranks=trace.ranks, starts=trace.starts, held_out=trace.held_out, meta=np.array(json.dumps(meta))
-        )
+        np.savez_compressed(file, meta=np.array(json.dumps(meta)), **arrays)
 
 
 def load_calibration(path: Path) -> Calibration:
@@ -86,12 +95,37 @@ def load_calibration(path: Path) -> Calibration:
         raise InputError(
             f"{path}: not a calibration ({error}); give the .calibration.npz that calibrate wrote"
         ) from None
-    if meta.get("version") != VERSION:
+    if meta.get("version") not in READABLE:
         raise InputError(
-            f"{path}: calibration version {meta.get('version')!r}, this medusa-tree reads {VERSION}; calibrate again"
+            f"{path}: calibration version {meta.get('version')!r}, this medusa-tree reads {READABLE}; calibrate again"
         )
-    trace = trace_of(arrays, path)
+    rule = read_rule(meta.get("acceptance", {"rule": GREEDY.name}), f"{path}: acceptance")
+    trace = replace(trace_of(arrays, path), acceptance=rule)
+    if "probe" in meta:
+        trace = _probed(trace, meta["probe"], arrays, path)
     shape = None if meta.get("shape") is None else ModelShape.from_json(meta["shape"], str(path))
     return Calibration(
         trace, LatencyGrid.from_json(meta["latency"], f"{path}: latency grid"), meta["provenance"], shape
     )
+
+
+def _probed(trace: RankTrace, paths: Any, arrays: Mapping[str, npt.NDArray[Any]], path: Path) -> ProbeTrace:
+    """The trace with its probe tree and the packed bits of what was accepted of it."""
+    probe = CandidateTree(check_paths(paths, f"{path}: probe"))
+    packed = arrays.get("accepted")
+    shape = (trace.positions, -(-probe.nodes // 8))
+    if packed is None or packed.dtype != np.uint8 or packed.shape != shape:
+        raise InputError(f'{path}: array "accepted" is not uint8 of shape {shape}, a bit a probe node; calibrate again')
+    accepted = np.unpackbits(packed, axis=1, count=probe.nodes).astype(np.bool_)
+    try:
+        return ProbeTrace(
+            trace.ranks,
+            trace.starts,
+            trace.held_out,
+            trace.candidates,
+            trace.acceptance,
+            accepted=accepted,
+            probe=probe,
+        )
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None

@@ -18,6 +18,7 @@ from .bootstrap import bootstrap
 from .bundled import data_path
 from .choose import predict
 from .latency import LatencyCurve, Load
+from .probetrace import ProbeTrace
 from .replay import replay
 from .trace import RankTrace
 
@@ -91,11 +92,13 @@ def contender(text: str, load: Load) -> tuple[str, CandidateTree]:
 
 def fit_to_heads(name: str, tree: CandidateTree, trace: RankTrace) -> tuple[str, CandidateTree]:
     """The tree without the levels that there are no heads for. The name says so, and where the tree has ranks that
-    were not profiled, which replay takes for misses."""
+    were not profiled, or nodes not probed, which replay takes for misses."""
     if tree.depth > trace.heads:
         name, tree = f"{name}, {trace.heads} levels", tree.cut(tree.nodes, trace.heads)
     if tree.width > trace.candidates:
         name = f"{name}, ranks to {trace.candidates - 1} known"
+    elif isinstance(trace, ProbeTrace) and (missing := len(set(tree.paths) - set(trace.probe.paths))):
+        name = f"{name}, {missing} nodes not probed"
     return name, tree
 
 

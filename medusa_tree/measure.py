@@ -12,7 +12,7 @@ import torch
 from medusa_runtime.decode import Readback, prefill
 from medusa_runtime.graph import Step, stepper
 from medusa_runtime.model import MedusaModel
-from medusa_runtime.rules import GREEDY
+from medusa_runtime.rules import GREEDY, Rule
 from medusa_runtime.step import State, TreeBuffers
 from medusa_runtime.tree import CandidateTree
 
@@ -94,6 +94,7 @@ def measure(
     rounds: int = ROUNDS,
     seed: int = 0,
     progress: Callable[[int], object] = lambda done: None,
+    rule: Rule = GREEDY,
 ) -> LatencyGrid:
     """Step latency over the grid. Every round times every tree, in a new random order, so that a machine that slows down
     for a while slows all of them; each in a short burst, as decoding takes the same step again and again.
@@ -106,6 +107,7 @@ def measure(
         candidates: K, the most ranks a head that a tree will use.
         contexts: tokens in the cache when a step begins.
         rounds: of BURST steps a tree; the median and quartiles are kept. Fewer where a load would take over SECONDS_A_LOAD.
+        rule: how tokens are accepted, which takes its time, too.
         progress: called with how many of the ``rounds`` rounds a load are done since it was last called.
     """
     trees = grid_trees(max_nodes, model.num_heads, min(candidates, model.medusa_heads.rows))
@@ -115,8 +117,8 @@ def measure(
     for batch in batches:
         for context in contexts:
             prompts = rng.integers(0, model.medusa_heads.vocab_size, (batch, context)).tolist()
-            state = prefill(model, prompts, context + max_nodes + 1)
-            warm, runs = _warm_up(model, state, buffers, context, 1 + model.num_heads)
+            state = prefill(model, prompts, context + max_nodes + 1, rule=rule)
+            warm, runs = _warm_up(model, state, buffers, context, 1 + model.num_heads, rule)
             taken = sorted(warm)
             count = int(np.clip(SECONDS_A_LOAD / (BURST * sum(warm.values())), min(MIN_ROUNDS, rounds), rounds))
             seconds = np.zeros((count, BURST, len(taken)))
@@ -136,7 +138,7 @@ def measure(
 
 
 def _warm_up(
-    model: MedusaModel, state: State, trees: list[TreeBuffers], context: int, most: int
+    model: MedusaModel, state: State, trees: list[TreeBuffers], context: int, most: int, rule: Rule
 ) -> tuple[dict[int, float], dict[int, Step]]:
     """Kernels chosen, memory touched, graphs captured, and the trees worth timing: by their number, seconds of a warm step,
     from small to large until one takes over ``most`` times plain decoding; and the steps."""
@@ -144,7 +146,7 @@ def _warm_up(
     runs: dict[int, Step] = {}
     plain = np.inf
     for i in sorted(range(len(trees)), key=lambda i: (trees[i].nodes, -trees[i].depth)):
-        runs[i] = stepper(model, state, trees[i], GREEDY)
+        runs[i] = stepper(model, state, trees[i], rule)
         time_step(runs[i], state, context)
         synchronize(model.device)
         warm[i] = time_step(runs[i], state, context)

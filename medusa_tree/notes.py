@@ -15,7 +15,9 @@ from .choose import LARGEST_KNOWN, Curve
 from .compare import Compared, compare
 from .engines import ENGINES
 from .latency import Latency, LatencyGrid, Load
+from .offers import optimality
 from .plan import Plan
+from .probetrace import ProbeTrace
 from .roofline import Roofline, describe, fit_roofline, roofline_errors
 from .shape import ModelShape
 
@@ -61,6 +63,25 @@ def notes(calibration: Calibration, plan: Plan) -> list[str]:
             )
         elif len(points) > 1:
             lines.append(f"At context {context} a tree is faster at every batch tried ({kind}).")
+    return lines + _typical(calibration, plan)
+
+
+def _typical(calibration: Calibration, plan: Plan) -> list[str]:
+    """What is to be known of typical acceptance: that it is not lossless, and how near to the best tree ours is."""
+    fit = calibration.trace.select(~calibration.trace.held_out)
+    if not isinstance(fit, ProbeTrace):
+        return []
+    lines = [
+        "Typical acceptance is not lossless: the text is not the model's own, and each tree makes another. validate shows what the "
+        "base model thinks of it. Acceptance is exact in replay for the tree that made the held-out text, and near for those like it."
+    ]
+    for p in plan.contents.operating_points:
+        if p.nodes:
+            share = optimality(plan.contents.tree_of(p), fit)
+            lines.append(
+                f"At {_loads([(p.batch, p.context)])} the best {p.nodes} of the probed nodes could accept at most {100 * (1 / share - 1):.0f}% more "
+                "at the positions that this one visits."
+            )
     return lines
 
 

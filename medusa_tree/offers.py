@@ -12,38 +12,57 @@ import numpy.typing as npt
 from medusa_runtime.errors import InputError
 from medusa_runtime.tree import CandidateTree, Path
 
+from .cover import Cover, cover, optimum_bound
 from .engines import engine as find_engine
+from .probetrace import ProbeTrace
 from .refine import visited_tree
 from .replay import replay_lengths, replay_prefixes, visited_by
 from .search import ENOUGH, Expand, choose_kappa, joint_frequencies, order_for_every_depth, product_frequencies
 from .trace import RankTrace, head_accuracy
 
 ESTIMATORS = ("visited", "joint", "product")
+COVER = "cover"  # the estimator's name under typical acceptance
 REFERENCE = 64  # nodes of the tree whose visits weigh the positions; benchmarks/estimators.py says what that costs
 
 
 @dataclass(frozen=True)
 class Estimator:
-    """Path frequencies as estimated: ``expand`` for any path, and by which rule."""
+    """Path frequencies as estimated: ``expand`` for any path, and by which rule. Under typical acceptance, where several
+    siblings may be accepted, what counts is what a node adds to those before it, and ``cover`` has the order."""
 
     name: str
     kappa: float
     expand: Expand
+    cover: Cover | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "kappa": None if np.isinf(self.kappa) else self.kappa}
 
     def frequency(self, path: Path) -> float:
+        """f(v), or what the node adds: E[L] of a prefix of the order is 1 and the sum of these."""
+        if self.cover is not None:
+            return float(self.cover.gains[self.cover.tree.index[path] - 1])
         return float(self.expand(path[:-1])[path[-1]])
+
+    def place(self, path: Path) -> tuple[float, int, Path]:
+        """What the common order is sorted by."""
+        first = -self.frequency(path) if self.cover is None else float(self.cover.tree.index[path])
+        return first, len(path), path
 
 
 def estimate(trace: RankTrace, name: str = "visited") -> Estimator:
     """Fit path frequencies: over the positions that a tree of REFERENCE nodes visits, or over all positions, counted
     jointly or as a product of accuracies.
 
+    A trace of typical acceptance has an estimator of its own.
+
     Raises:
         InputError: another name.
     """
+    if isinstance(trace, ProbeTrace):
+        if name not in ("visited", COVER):
+            raise InputError(f"--estimator {name}: under typical acceptance nodes are chosen by covering; leave it out")
+        return _covering(trace)
     if name not in ESTIMATORS:
         raise InputError(f"--estimator {name!r} is not known; estimators: {', '.join(ESTIMATORS)}")
     if name == "product":
@@ -53,6 +72,28 @@ def estimate(trace: RankTrace, name: str = "visited") -> Estimator:
         return Estimator(name, kappa, joint_frequencies(trace, kappa))
     reference = visited_tree(trace.sample(ENOUGH), REFERENCE, kappa)
     return Estimator(name, kappa, joint_frequencies(trace, kappa, visited_by(reference, trace)))
+
+
+def _covering(trace: ProbeTrace, rounds: int = 4) -> Estimator:
+    """The order of :mod:`medusa_tree.cover` over the positions that its own first REFERENCE nodes visit."""
+    sample = trace.sample(ENOUGH)
+    weights = sample.table.weights()
+    for _ in range(rounds):
+        found = cover(sample.table.accepted_nodes, weights, trace.probe, trace.probe.nodes)
+        visits = sample.table.weights(visited_by(found.tree.cut(REFERENCE), sample))
+        if np.array_equal(visits, weights):
+            break
+        weights = visits
+    return Estimator(COVER, np.inf, product_frequencies(head_accuracy(trace)), found)
+
+
+def optimality(tree: CandidateTree, trace: ProbeTrace) -> float:
+    """At least this share of the accepted length that the best tree of its size among the probed nodes would have, at the
+    positions of the trace that ``tree`` visits."""
+    weights = trace.table.weights(visited_by(tree, trace))
+    accepted = trace.table.accepted(tree) @ weights / weights.sum()
+    bound = optimum_bound(trace.table.accepted_nodes, weights, trace.probe, tree, tree.nodes)
+    return float((1 + accepted) / (1 + bound))
 
 
 @dataclass(frozen=True)
@@ -117,7 +158,10 @@ def full_order(estimator: Estimator, most: int, depths: int) -> CandidateTree:
     Raises:
         InputError: every rank is a miss, so that there is no path to take.
     """
-    paths, _ = order_for_every_depth(estimator.expand, most, depths)
+    if estimator.cover is not None:
+        paths = estimator.cover.tree.cut(most).paths
+    else:
+        paths, _ = order_for_every_depth(estimator.expand, most, depths)
     if not paths:
         raise InputError(
             "rank trace: every rank is a miss on the fitting sequences: no tree can be planned. Head 1's ranks are of the token "

@@ -83,7 +83,13 @@ def _model_name(contents: TreeFile) -> str:
 
 def _head(contents: TreeFile) -> str:
     made, p = contents.provenance, contents.operating_points[0]
-    what = [made.get("device"), made.get("dtype"), f"{contents.heads} heads", str(made.get("date", ""))[:10]]
+    what = [
+        made.get("device"),
+        made.get("dtype"),
+        f"{contents.heads} heads",
+        str(contents.acceptance),
+        str(made.get("date", ""))[:10],
+    ]
     kind = f"predicted with {said(p.latency)} latency"
     if p.nodes:
         lead = (

@@ -15,6 +15,7 @@ from .calibration import Calibration
 from .choose import Curve, pick, predict
 from .latency import Latency, LatencyCurve, Load
 from .offers import Estimator, Offers, engine_offers, estimate, free_offers, full_order, ladder
+from .probetrace import ProbeTrace
 from .refine import swap_nodes, visited_tree
 from .replay import replay
 from .search import ENOUGH
@@ -66,6 +67,11 @@ def plan(
         raise InputError(
             f"--swaps: a tree with swapped nodes may be none that {engine} takes; leave out one of the two"
         )
+    if isinstance(calibration.trace, ProbeTrace) and (engine or swaps):
+        raise InputError(
+            f"--{'engine' if engine else 'swaps'} is for greedy acceptance and sampling; plan typical acceptance without it, and export "
+            "the tree to an engine that has that rule"
+        )
     latency = calibration.latency
     curves = {load: latency.curve(*load) for load in loads or latency.loads()}
     fit, held = calibration.trace.split()
@@ -110,6 +116,7 @@ def plan(
         heads=fit.heads,
         candidates=fit.candidates,
         head_accuracy=tuple(tuple(round(float(a), 6) for a in row) for row in head_accuracy(fit)),
+        acceptance=fit.acceptance,
         provenance=_record(calibration, fit, held, fitted, budget, engine, swaps),
     )
     return Plan(
@@ -180,7 +187,7 @@ def _number_paths(
     """All paths in one order by frequency, and the points, each a prefix or with its own list of path numbers, for the
     point's own reason or for ``why``."""
     kept = {*common.paths, *(p for _, tree in points for p in tree.paths)}
-    paths = tuple(sorted(kept, key=lambda p: (-estimator.frequency(p), len(p), p)))
+    paths = tuple(sorted(kept, key=estimator.place))
     number = {p: i for i, p in enumerate(paths)}
     whole = CandidateTree(paths)
     numbered = []

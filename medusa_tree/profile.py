@@ -1,4 +1,4 @@
-"""Profile: the model's own greedy output on the prompts, and every head's rank for every token of it."""
+"""Profile: the model's own output on the prompts, greedy or sampled, and every head's rank for every token of it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from medusa_runtime.decode import prefill, stop_tokens
+from medusa_runtime.decode import prefill, stop_tokens, unsound
 from medusa_runtime.errors import InputError
 from medusa_runtime.model import MedusaModel
+from medusa_runtime.rules import GREEDY, Rule
 from medusa_runtime.step import State, TreeBuffers, propose, step
 from medusa_runtime.tree import CandidateTree
 
@@ -30,8 +31,9 @@ def profile(
     candidates: int = 10,
     batch_size: int = 128,
     progress: Progress = lambda done: None,
+    rule: Rule = GREEDY,
 ) -> RankTrace:
-    """Rank trace of the model's own greedy text.
+    """Rank trace of the model's own text: greedy, or when sampling, prompt i drawn from stream i.
 
     Prompts are decoded in batches with the runtime's plain step, keeping each step's last hidden state; then all
     heads rank all tokens from those states in a few large products.
@@ -41,9 +43,10 @@ def profile(
         held_out: (S,) sequences to keep from fitting.
         max_new_tokens: positions a sequence, fewer where the model ends it.
         candidates: K, ranks kept a head.
+        rule: how the text is made; under typical acceptance ranks are not enough, see :mod:`medusa_tree.probe`.
 
     Raises:
-        InputError: prompt and new tokens exceed the model's context.
+        InputError: prompt and new tokens exceed the model's context, or logits that are NaN or infinite.
     """
     heads = model.medusa_heads
     longest, ahead = max(map(len, prompts)), heads.num_heads
@@ -55,16 +58,18 @@ def profile(
     ranks: list[npt.NDArray[np.int16] | None] = [None] * len(prompts)
     for first in range(0, len(order), batch_size):
         batch = order[first : first + batch_size]
-        hidden, tokens, lengths = _decode(model, [prompts[i] for i in batch], max_new_tokens)
-        own = _ranks(model, hidden, tokens, lengths, candidates)
+        hidden, tokens, lengths = _decode(model, [prompts[i] for i in batch], max_new_tokens, rule, batch)
+        own = ranks_of(model, hidden, tokens, lengths, candidates)
         for row, i in enumerate(batch):
             ranks[i] = own[row, : min(lengths[row], max_new_tokens)]
         progress(len(batch))
-    return RankTrace.from_sequences([r for r in ranks if r is not None], list(held_out), candidates)
+    return RankTrace.from_sequences([r for r in ranks if r is not None], list(held_out), candidates, rule)
 
 
-def _decode(model: MedusaModel, prompts: list[Sequence[int]], max_new_tokens: int) -> tuple[Tensor, Tensor, list[int]]:
-    """Plain greedy decoding, H tokens beyond the end so that the last position's heads can be judged too.
+def _decode(
+    model: MedusaModel, prompts: list[Sequence[int]], max_new_tokens: int, rule: Rule, streams: Sequence[int]
+) -> tuple[Tensor, Tensor, list[int]]:
+    """Plain decoding, H tokens beyond the end so that the last position's heads can be judged too.
 
     Returns:
         hidden (T, B, d), the state each token was decided from; tokens (T, B); and each sequence's length, at
@@ -73,23 +78,25 @@ def _decode(model: MedusaModel, prompts: list[Sequence[int]], max_new_tokens: in
     total = max_new_tokens + model.num_heads
     plain = TreeBuffers.of(CandidateTree(), model.device)
     stops = torch.tensor(sorted(stop_tokens(model, None)), dtype=torch.int64, device=model.device)
-    state: State = prefill(model, prompts, max(map(len, prompts)) + total, static=True)
+    state: State = prefill(model, prompts, max(map(len, prompts)) + total, static=True, rule=rule, streams=streams)
     hidden, tokens = [], []
-    ended = torch.zeros_like(state.root, dtype=torch.bool)
+    ended, broken = (torch.zeros_like(state.root, dtype=torch.bool) for _ in range(2))
     for _ in range(total):
         hidden.append(state.hidden.clone())
         tokens.append(state.root.clone())
         ended |= torch.isin(state.root, stops)
         if len(stops) and bool(ended.all()):
             break
-        step(model, state, plain)
+        broken |= step(model, state, plain, rule)[1] < 0
+    if bool(broken.any()):
+        raise unsound(model)
     stacked = torch.stack(tokens)
     is_end = torch.isin(stacked, stops)
     first_end = torch.where(is_end.any(dim=0), is_end.int().argmax(dim=0), len(stacked) - 1)
     return torch.stack(hidden), stacked, (first_end + 1).tolist()
 
 
-def _ranks(
+def ranks_of(
     model: MedusaModel, hidden: Tensor, tokens: Tensor, lengths: list[int], candidates: int, chunk: int = 1024
 ) -> npt.NDArray[np.int16]:
     """(B, T, H) rank of tokens[t + k] in head k's proposal from hidden[t]; MISS behind a sequence's end.

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from medusa_runtime.model import MedusaModel
+from medusa_runtime.rules import Rule
 
 from . import __version__
 from .corpus import Prompt, corpus_digest
@@ -49,6 +50,7 @@ def provenance(
     held_out: float,
     seed: int,
     max_new_tokens: int,
+    rule: Rule,
 ) -> dict[str, Any]:
     """The provenance of tree.json; ``name``, ``heads`` and ``corpus`` as the user gave them."""
     return {
@@ -56,7 +58,7 @@ def provenance(
         "heads": {"name": heads, "count": model.num_heads, "weights": weight_digest(model.medusa_heads)},
         "corpus": {
             "name": corpus, "prompts": len(prompts), "digest": corpus_digest(list(prompts)), "held_out": held_out, "seed": seed,
-            "max_new_tokens": max_new_tokens, "tokens": "the model's own greedy output",
+            "max_new_tokens": max_new_tokens, "tokens": f"the model's own output: {rule}",
         },
         "device": device_name(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),

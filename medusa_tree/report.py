@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from medusa_runtime.rules import rule_json
 from medusa_runtime.tree import CandidateTree
 from medusa_runtime.treefile import Estimate, OperatingPoint, TreeFile
 
@@ -53,7 +54,7 @@ def _table(title: str, *columns: str, left: int = 1) -> Table:
 def accuracy_table(trace: RankTrace) -> Table:
     """Top-k accuracy of each head on all sequences, with 95% intervals."""
     table = _table(
-        f"Head accuracy on the model's own output\n{trace.positions:,} positions, {len(trace.lengths)} sequences",
+        f"Head accuracy on the model's own output, {trace.acceptance}\n{trace.positions:,} positions, {len(trace.lengths)} sequences",
         "head",
         *(f"top-{k}, %" for k in TOP),
     )
@@ -126,6 +127,8 @@ def summary(calibration: Calibration, plan: Plan, rows: dict[Load, list[Compared
     """What the tables say, for machines."""
     fitted = roofline_beside(calibration.latency, calibration.shape)
     return {
+        "acceptance": rule_json(plan.contents.acceptance),
+        "lossless": plan.contents.acceptance.lossless,
         "head_accuracy": accuracy_json(calibration.trace),
         "predicted": [compared_json(row) for compared in rows.values() for row in compared],
         "operating_points": [asdict(p) for p in plan.contents.operating_points],
@@ -156,7 +159,9 @@ def validation_table(v: Validation) -> Group:
     from rich.console import Group
 
     size = f"{v.point.nodes} nodes, depth {v.point.depth}, batch {v.point.batch}, {v.prompts} held-out prompts"
-    table = _table(f"{size}\n{v.device}, {v.dtype}", "", "plain, measured", "tree, predicted", "tree, measured")
+    table = _table(
+        f"{size}\n{v.rule}\n{v.device}, {v.dtype}", "", "plain, measured", "tree, predicted", "tree, measured"
+    )
     p = v.point
     table.add_row(
         "acceptance length", "1.00", _plus_minus(p.acceptance_length, ".3f"), _plus_minus(v.acceptance_length, ".3f")
@@ -174,7 +179,17 @@ def validation_table(v: Validation) -> Group:
         _plus_minus(v.tokens_per_s["tree"], ",.0f"),
     )
     table.add_row("speedup", "1.00", _plus_minus(p.speedup, ".2f"), _plus_minus(v.speedup, ".2f"), style="bold")
+    if v.likelihood:
+        nats = (_plus_minus(v.likelihood[name], ".3f") for name in ("plain", "tree"))
+        table.add_row("nats a token, base model", next(nats), "", next(nats))
     table.caption = "± half the 95% interval (predicted latency: quartiles); measured times leave prefill out"
+    if v.likelihood:
+        cost = v.likelihood["difference"]
+        return Group(
+            table,
+            "Text: not the model's own, as typical acceptance is not lossless. The base model gives a token of it "
+            f"{cost.value:+.3f} nats ({cost.low:+.3f} to {cost.high:+.3f}) against plain greedy text.",
+        )
     near = sum(d.near_tie for d in v.differences)
     same, other = v.prompts - len(v.differences), len(v.differences) - near
     lines = [

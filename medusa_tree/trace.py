@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from medusa_runtime.errors import InputError
+from medusa_runtime.rules import GREEDY, Rule
 
 from .bootstrap import bootstrap
 from .table import MISS, RankTable
@@ -25,6 +27,7 @@ class RankTrace:
         starts: (S + 1,) int64; sequence s owns positions ``starts[s]`` to ``starts[s + 1]``, in order.
         held_out: (S,) bool; sequences kept from fitting, on which acceptance is reported.
         candidates: K, candidates kept a head.
+        acceptance: the rule under which the text was made.
 
     Raises:
         InputError: names the array that is wrong and how.
@@ -34,6 +37,7 @@ class RankTrace:
     starts: npt.NDArray[np.int64]
     held_out: npt.NDArray[np.bool_]
     candidates: int
+    acceptance: Rule = GREEDY
 
     def __post_init__(self) -> None:
         if self.ranks.ndim != 2 or not np.issubdtype(self.ranks.dtype, np.integer) or 0 in self.ranks.shape:
@@ -62,18 +66,23 @@ class RankTrace:
 
     @classmethod
     def from_sequences(
-        cls, sequences: Sequence[npt.NDArray[np.int16]], held_out: Sequence[bool], candidates: int
+        cls,
+        sequences: Sequence[npt.NDArray[np.int16]],
+        held_out: Sequence[bool],
+        candidates: int,
+        acceptance: Rule = GREEDY,
     ) -> RankTrace:
         """Join one (length, H) array a sequence."""
         starts = np.cumsum([0, *map(len, sequences)], dtype=np.int64)
-        return cls(np.concatenate(sequences), starts, np.asarray(held_out, dtype=np.bool_), candidates)
+        return cls(np.concatenate(sequences), starts, np.asarray(held_out, dtype=np.bool_), candidates, acceptance)
 
     @classmethod
     def merge(cls, traces: Sequence[RankTrace]) -> RankTrace:
-        """One trace of several taken with the same heads; K is the smallest of theirs."""
+        """One trace of several taken with the same heads and rule; K is the smallest of theirs."""
         candidates = min(t.candidates for t in traces)
         sequences = [np.where(s < candidates, s, MISS).astype(np.int16) for t in traces for s in t.sequences()]
-        return cls.from_sequences(sequences, np.concatenate([t.held_out for t in traces]).tolist(), candidates)
+        held_out = np.concatenate([t.held_out for t in traces]).tolist()
+        return cls.from_sequences(sequences, held_out, candidates, traces[0].acceptance)
 
     @property
     def positions(self) -> int:
@@ -97,13 +106,18 @@ class RankTrace:
         """One (length, H) array a sequence."""
         return np.split(self.ranks, self.starts[1:-1])
 
-    def select(self, keep: npt.NDArray[np.bool_]) -> RankTrace:
+    def select(self, keep: npt.NDArray[np.bool_]) -> Self:
         """The sequences where ``keep`` (S,) is true."""
         if not keep.any():
             raise InputError("rank trace: no sequence is selected")
-        rows = self.ranks[np.repeat(keep, self.lengths)]
+        inside = np.repeat(keep, self.lengths)
+        rows: dict[str, Any] = {name: array[inside] for name, array in self.per_position().items()}
         starts = np.concatenate([[0], np.cumsum(self.lengths[keep])])
-        return RankTrace(rows, starts, self.held_out[keep], self.candidates)
+        return replace(self, **rows, starts=starts, held_out=self.held_out[keep])
+
+    def per_position(self) -> dict[str, npt.NDArray[Any]]:
+        """The arrays with a row a position."""
+        return {"ranks": self.ranks}
 
     def check_split(self) -> None:
         """InputError where there is nothing to fit on, or nothing held out to report on."""
@@ -113,26 +127,26 @@ class RankTrace:
                 "and some not, to fit on: give more sequences, or hold out another share"
             )
 
-    def split(self) -> tuple[RankTrace, RankTrace]:
+    def split(self) -> tuple[Self, Self]:
         """(fitting, held-out) parts."""
         self.check_split()
         return self.select(~self.held_out), self.select(self.held_out)
 
-    def halves(self) -> tuple[RankTrace, RankTrace]:
+    def halves(self) -> tuple[Self, Self]:
         """Even and odd sequences: one to fit on, the other to check on; the trace twice where it has one sequence."""
         if len(self.lengths) < 2:
             return self, self
         even = np.arange(len(self.lengths)) % 2 == 0
         return self.select(even), self.select(~even)
 
-    def sample(self, positions: int, piece: int = 4096, seed: int = 0) -> RankTrace:
+    def sample(self, positions: int, piece: int = 4096, seed: int = 0) -> Self:
         """About so many positions, sequences drawn at random (first cut into pieces, where they are very long)."""
         if self.positions <= positions:
             return self
         cuts = [np.arange(a, b, piece) for a, b in zip(self.starts[:-1], self.starts[1:], strict=True) if b - a > piece]
         starts = np.unique(np.concatenate([self.starts, *cuts]))
         owner = np.searchsorted(self.starts, starts[:-1], side="right") - 1
-        pieces = RankTrace(self.ranks, starts, self.held_out[owner], self.candidates)
+        pieces = replace(self, starts=starts, held_out=self.held_out[owner])
         order = np.random.default_rng(seed).permutation(len(starts) - 1)
         enough = 1 + int(np.searchsorted(np.cumsum(pieces.lengths[order]), positions))
         keep = np.zeros(len(order), dtype=np.bool_)

@@ -8,46 +8,32 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
-from medusa_runtime.attention import AttentionContext
 from medusa_runtime.decode import Generation, stream
 from medusa_runtime.model import MedusaModel
+from medusa_runtime.rules import GREEDY, Rule, rule_json
 from medusa_runtime.tree import CandidateTree
 from medusa_runtime.treefile import Estimate, OperatingPoint
 
-from .bootstrap import rate_ratio, ratio_interval
+from .bootstrap import bootstrap, rate_ratio, ratio_interval
 from .measure import device_name, synchronize
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Where a tree's text first leaves the plain text: the prompt, the place, and how near a tie it was there.
-
-    gap: the plain pass's logit of its own token less that of the other; ulp: the spacing of numbers of the
-    model's dtype at that size. Within ``NEAR_TIE_ULPS`` of them the order of additions decides.
-    """
-
-    prompt: int
-    position: int
-    gap: float
-    ulp: float
-
-    @property
-    def near_tie(self) -> bool:
-        return self.gap <= NEAR_TIE_ULPS * self.ulp
-
-
-NEAR_TIE_ULPS = 8.0
+from .texts import Difference, first_difference, log_likelihood
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Measured figures of one operating point, and the predictions they stand beside."""
+    """Measured figures of one operating point, and the predictions they stand beside.
+
+    differences: from the plain text, where the rule promises that there are none but ties.
+    likelihood: where it does not, what the base model gives the texts, in nats a token: "plain", "tree", and their "difference",
+        paired by prompt.
+    """
 
     point: OperatingPoint
+    rule: Rule
     prompts: int
     differences: list[Difference]
+    likelihood: dict[str, Estimate]
     acceptance_length: Estimate
     step_latency_ms: dict[str, Estimate]  # "plain", "tree"
     tokens_per_s: dict[str, Estimate]
@@ -69,13 +55,17 @@ class Validation:
         def all_of(measured: dict[str, Estimate], predicted: Estimate) -> dict[str, float]:
             return {**{name: e.value for name, e in measured.items()}, "predicted_tree": predicted.value}
 
+        compared = {
+            "prompts": self.prompts,
+            "identical": self.prompts - len(self.differences),
+            "near_ties": sum(d.near_tie for d in self.differences),
+            "differences": [{**asdict(d), "near_tie": d.near_tie} for d in self.differences],
+        }
         return {
-            "lossless": {
-                "prompts": self.prompts,
-                "identical": self.prompts - len(self.differences),
-                "near_ties": sum(d.near_tie for d in self.differences),
-                "differences": [{**asdict(d), "near_tie": d.near_tie} for d in self.differences],
-            },
+            "acceptance": rule_json(self.rule),
+            "prompts": self.prompts,
+            "lossless": compared if self.rule.lossless else None,
+            "log_likelihood_per_token": {name: asdict(e) for name, e in self.likelihood.items()} or None,
             "acceptance_length": both(self.point.acceptance_length, self.acceptance_length),
             "step_latency_ms": all_of(self.step_latency_ms, self.point.step_latency_ms),
             "tokens_per_s": all_of(self.tokens_per_s, self.point.tokens_per_s),
@@ -95,6 +85,8 @@ def validate(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int = 128,
     progress: Callable[[int], object] = lambda done: None,
+    rule: Rule = GREEDY,
+    streams: Sequence[int] | None = None,
 ) -> Validation:
     """Decode each batch of prompts plainly and with the tree, one right after the other, in turns as to which is
     first, so that a drift of the machine falls on both.
@@ -102,19 +94,28 @@ def validate(
     Args:
         tree, point: the operating point's tree and predictions; its batch is the batch decoded in.
         progress: called with the number of prompts done.
+        rule: how tokens are accepted, by both; plainly, typical acceptance is greedy decoding.
+        streams: a number a prompt, see :func:`medusa_runtime.decode.stream`; by default 0, 1, ...
     """
+    numbers = list(range(len(prompts)) if streams is None else streams)
     trees = {"plain": CandidateTree(), "tree": tree}
     for warm in trees.values():
-        timed_run(model, [prompts[0]], warm, min(8, max_new_tokens))
+        timed_run(model, [prompts[0]], warm, min(8, max_new_tokens), rule)
     runs: dict[str, list[Run]] = {"plain": [], "tree": []}
     batches = [list(prompts[i : i + point.batch]) for i in range(0, len(prompts), point.batch)]
     for i, batch in enumerate(batches):
+        own = numbers[i * point.batch :][: len(batch)]
         for name in ("plain", "tree") if i % 2 == 0 else ("tree", "plain"):
-            runs[name].append(timed_run(model, batch, trees[name], max_new_tokens))
+            runs[name].append(timed_run(model, batch, trees[name], max_new_tokens, rule, own))
         progress(len(batch))
     plain, with_tree = ([row for r in runs[name] for row in r.generation.tokens] for name in ("plain", "tree"))
-    pairs = enumerate(zip(plain, with_tree, strict=True))
-    differences = [first_difference(model, i, prompts[i], a, b) for i, (a, b) in pairs if a != b]
+    differences: list[Difference] = []
+    likelihood: dict[str, Estimate] = {}
+    if rule.lossless:
+        parted = [i for i, (a, b) in enumerate(zip(plain, with_tree, strict=True)) if a != b]
+        differences = [first_difference(model, i, prompts[i], plain[i], with_tree[i], rule, numbers[i]) for i in parted]
+    else:
+        likelihood = _likelihood(model, prompts, plain, with_tree)
 
     seconds = {name: np.array([r.seconds for r in rs]) for name, rs in runs.items()}
     tokens = {name: np.array([r.tokens for r in rs]) for name, rs in runs.items()}
@@ -122,8 +123,10 @@ def validate(
     rows = [row for r in runs["tree"] for row in r.generation.emitted]
     return Validation(
         point=point,
+        rule=rule,
         prompts=len(prompts),
         differences=differences,
+        likelihood=likelihood,
         acceptance_length=_ratio(np.array([sum(row) for row in rows]), np.array([len(row) for row in rows])),
         step_latency_ms={name: _ratio(1e3 * seconds[name], steps[name]) for name in runs},
         tokens_per_s={name: _ratio(tokens[name], seconds[name]) for name in runs},
@@ -144,11 +147,18 @@ class Run:
     seconds: float
 
 
-def timed_run(model: MedusaModel, prompts: list[Sequence[int]], tree: CandidateTree, max_new_tokens: int) -> Run:
+def timed_run(
+    model: MedusaModel,
+    prompts: list[Sequence[int]],
+    tree: CandidateTree,
+    max_new_tokens: int,
+    rule: Rule = GREEDY,
+    streams: Sequence[int] | None = None,
+) -> Run:
     """Decode one batch of prompts and time its steps behind the first."""
     generation = Generation([[] for _ in prompts], [[] for _ in prompts])
     tokens, steps, begin = 0, -1, 0.0
-    for added in stream(model, prompts, tree, max_new_tokens):
+    for added in stream(model, prompts, tree, max_new_tokens, rule=rule, streams=streams):
         steps += 1
         if steps == 0:
             synchronize(model.device)
@@ -165,20 +175,18 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> Estimate:
     return Estimate(float(above.sum() / below.sum()), *ratio_interval(above, below))
 
 
-@torch.inference_mode()
-def first_difference(
-    model: MedusaModel, index: int, prompt: Sequence[int], plain: Sequence[int], other: Sequence[int]
-) -> Difference:
-    """The first place two continuations part, and the gap between the two tokens' logits there, from one plain
-    pass over the text they share."""
-    at = next(i for i, (a, b) in enumerate(zip(plain, other, strict=False)) if a != b)  # an end is a token, too
-    text = torch.tensor([[*prompt, *plain[:at]]], device=model.device)
-    cache = model.new_cache(1, text.shape[1])
-    _, logits = model(
-        text, cache, AttentionContext(cache.slots), keep=torch.tensor([text.shape[1] - 1], device=model.device)
-    )
-    row = logits[0, -1].float()
-    top = float(row.abs().max())
-    gap = abs(float(row[plain[at]] - row[other[at]]))
-    ulp = torch.finfo(model.dtype).eps * 2.0 ** np.floor(np.log2(top))
-    return Difference(index, at, gap, float(ulp))
+def _likelihood(
+    model: MedusaModel, prompts: Sequence[Sequence[int]], plain: list[list[int]], with_tree: list[list[int]]
+) -> dict[str, Estimate]:
+    """Nats a token that the base model gives the plain and the tree's text, and their difference, with intervals."""
+    nats = [
+        np.array([log_likelihood(model, p, t) for p, t in zip(prompts, texts, strict=True)])
+        for texts in (plain, with_tree)
+    ]
+    tokens = [np.array(list(map(len, texts))) for texts in (plain, with_tree)]
+    low, high = bootstrap(lambda a, m, b, n: b / n - a / m, nats[0], tokens[0], nats[1], tokens[1])
+    both = {name: _ratio(n, t) for name, n, t in zip(("plain", "tree"), nats, tokens, strict=True)}
+    return {
+        **both,
+        "difference": Estimate(both["tree"].value - both["plain"].value, float(low), float(high)),
+    }

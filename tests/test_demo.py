@@ -8,11 +8,14 @@ import torch
 from test_cli import run
 from transformers import AutoModelForCausalLM
 
-from medusa_runtime import MedusaModel
+from medusa_runtime import MedusaModel, Sampling, Typical, generate
 from medusa_runtime.treefile import read_tree
 from medusa_tree.bundled import data_path, resolve_corpus, resolve_model
 from medusa_tree.compare import published_tree
 from medusa_tree.corpus import hold_out, read_corpus, tokenize
+from medusa_tree.offers import estimate, full_order
+from medusa_tree.probe import retake, take_trace
+from medusa_tree.probetrace import ProbeTrace
 from medusa_tree.profile import profile
 from medusa_tree.replay import replay
 from medusa_tree.validate import first_difference
@@ -102,6 +105,24 @@ def test_calibrate_then_validate(tmp_path, monkeypatch):
     assert result["lossless"]["identical"] == result["lossless"]["prompts"]
     low, high = result["acceptance_length"]["predicted_interval"]
     assert low <= result["acceptance_length"]["measured"] <= high
+
+
+@pytest.mark.parametrize("rule", [Sampling(0.9, top_p=0.95, seed=5), Typical()], ids=str)
+def test_acceptance_is_as_predicted_under_each_rule(demo, held_out_prompts, rule, monkeypatch):
+    """On held-out prompts, within 2%, the tree chosen on others. (Greedy acceptance is held to the step above.)"""
+    new, count = 40, 12
+    monkeypatch.setattr("medusa_tree.probe.PROBE", 64)
+    rows = held_out_prompts[:count]
+    trace = take_trace(demo, rows, [i % 2 == 0 for i in range(count)], new, 10, rule)
+    tree = full_order(estimate(trace.split()[0]), 16, trace.heads).cut(16)
+    if isinstance(trace, ProbeTrace):
+        trace = retake(demo, rows, trace, tree, new)
+    held = range(0, count, 2)
+    emitted = [generate(demo, [rows[i]], tree, new, rule=rule, streams=[i]).emitted[0] for i in held]
+    measured = sum(map(sum, emitted)) / sum(map(len, emitted))
+    played = replay(tree, trace.split()[1])
+    assert measured == pytest.approx(played.acceptance_length, rel=0.02)
+    assert measured > 1.4
 
 
 def test_it_is_small_and_safe():

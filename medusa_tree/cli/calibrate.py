@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from .acceptance import Acceptance, acceptance_options
 from .common import FILE, budget_options, check_output, device_options, load_model, progress_bars, stderr
 
 
@@ -39,7 +40,8 @@ from .common import FILE, budget_options, check_output, device_options, load_mod
     help="Tokens in the cache when timing; repeat for several.  [default: the prompts' own middle]",
 )
 @click.option("--candidates", type=click.IntRange(min=1), default=10, show_default=True, help="Ranks kept a head.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Draws the held-out prompts.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Draws the held-out prompts, and samples.")
+@acceptance_options
 @device_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 @click.option(
@@ -47,14 +49,16 @@ from .common import FILE, budget_options, check_output, device_options, load_mod
 )
 def calibrate(
     model: str, heads: str | None, corpus: str, prompts: int | None, max_new_tokens: int, held_out: float, budget: str | None, max_depth: int | None,
-    max_nodes: int, batch: tuple[int, ...], context: tuple[int, ...], candidates: int, seed: int, device: str | None, dtype: str | None,
-    trust_remote_code: bool, as_json: bool, output: Path,
+    max_nodes: int, batch: tuple[int, ...], context: tuple[int, ...], candidates: int, seed: int, accepting: Acceptance, device: str | None,
+    dtype: str | None, trust_remote_code: bool, as_json: bool, output: Path,
 ) -> None:  # fmt: skip
-    """Measure MODEL's heads on its own output and the step latency of this device, and plan the tree.
+    """Measure MODEL's heads on its own output and the step latency of this device, and plan the tree. With --acceptance the
+    output, the times and the tree are those of that rule, which is kept in the tree.
 
     Writes the tree, beside it the calibration (tree.calibration.npz, for 'plan') and a plot (tree.png).
     """
     from medusa_runtime.errors import InputError
+    from medusa_runtime.rules import GREEDY
     from medusa_tree.budget import Budget, parse_budget
     from medusa_tree.bundled import resolve_corpus
     from medusa_tree.calibration import Calibration, calibration_path, save_calibration
@@ -64,6 +68,7 @@ def calibrate(
     from .finish import finish_plan
 
     check_output(output)
+    rule = accepting.rule(seed) or GREEDY
     ratio, seconds = parse_budget(budget)
     texts = read_corpus(resolve_corpus(corpus))[:prompts]
     held = hold_out(texts, held_out, seed)
@@ -74,7 +79,8 @@ def calibrate(
 
     loaded = load_model(model, heads, device, dtype, trust_remote_code)
     from medusa_tree.measure import ROUNDS, measure, shape_of
-    from medusa_tree.profile import profile
+    from medusa_tree.probe import retake, take_trace
+    from medusa_tree.probetrace import ProbeTrace
     from medusa_tree.provenance import provenance
 
     places, largest, rounds = loaded.max_context or 1 << 30, max(64, max_nodes), ROUNDS
@@ -89,7 +95,7 @@ def calibrate(
     with progress_bars() as bars:
         profiling = bars.add_task("Profiling heads (prompts)", total=len(rows))
         timing = bars.add_task("Timing steps (rounds)", total=rounds * len(batch) * len(contexts), start=False)
-        trace = profile(loaded, rows, held, max_new_tokens, candidates, progress=lambda n: bars.advance(profiling, n))
+        trace = take_trace(loaded, rows, held, max_new_tokens, candidates, rule, lambda n: bars.advance(profiling, n))
         bars.start_task(timing)
         latency = measure(
             loaded,
@@ -100,13 +106,24 @@ def calibrate(
             rounds,
             seed,
             lambda n: bars.advance(timing, n),
+            rule,
         )
     record = provenance(
-        loaded, model, heads, corpus, texts, held_out=held_out, seed=seed, max_new_tokens=max_new_tokens
+        loaded, model, heads, corpus, texts, held_out=held_out, seed=seed, max_new_tokens=max_new_tokens, rule=rule
     )
     calibration = Calibration(trace, latency, record, shape_of(loaded))
     save_calibration(calibration_path(output), calibration)
     stderr().print(f"Wrote {calibration_path(output)}: plan again from it under another budget, in a second.")
     known = max(p.nodes for p in latency.points)  # larger trees were too slow to win, and not timed
-    found = plan(calibration, Budget(ratio, seconds, min(max_nodes, known), max_depth))
+    bounds = Budget(ratio, seconds, min(max_nodes, known), max_depth)
+    found = plan(calibration, bounds)
+    own = next((t for p in found.contents.operating_points if (t := found.contents.tree_of(p)).nodes), None)
+    if isinstance(trace, ProbeTrace) and own is not None:
+        with progress_bars() as bars:
+            again = bars.add_task("Probing the tree's own text", total=int(held.sum()))
+            trace = retake(loaded, rows, trace, own, max_new_tokens, lambda n: bars.advance(again, n))
+        record["corpus"]["tokens"] += f"; held-out text made with the tree of {own.nodes} nodes"
+        calibration = Calibration(trace, latency, record, calibration.shape)
+        save_calibration(calibration_path(output), calibration)
+        found = plan(calibration, bounds)
     finish_plan(calibration, found, output, as_json)

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from medusa_runtime.model import MedusaModel
-    from medusa_runtime.rules import Rule
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -46,39 +45,6 @@ def budget_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ):
         command = option(command)
     return command
-
-
-def acceptance_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--acceptance and the parameters of the rules, which the command hands to :func:`chosen_rule`."""
-    for option in (
-        click.option("--delta", type=float, help="typical: bound on probability over exp(-entropy).  [default: 0.3]"),
-        click.option("--epsilon", type=float, help="typical: probability that is always enough.  [default: 0.09]"),
-        click.option("--min-p", type=float, help="sample: least probability, as a share of the likeliest's."),
-        click.option("--top-k", type=int, help="sample: draw from the K likeliest tokens."),
-        click.option("--top-p", type=float, help="sample: draw from the likeliest tokens that hold this probability."),
-        click.option("--temperature", type=float, help="sample, typical: 0 is greedy.  [default: 1]"),
-    ):
-        command = option(command)
-    return click.option("--acceptance", type=click.Choice(["greedy", "sample", "typical"]), help=ACCEPTANCE)(command)
-
-
-ACCEPTANCE = "Text of greedy decoding, of sampling, or by typical acceptance (faster, not lossless)."
-
-
-def chosen_rule(acceptance: str | None, seed: int | None, **parameters: float | int | None) -> Rule | None:
-    """The rule that the options name; None where they name none. ``seed`` is let be where the rule draws nothing.
-
-    Raises:
-        InputError: parameters without a rule, not the rule's, or out of range.
-    """
-    from medusa_runtime.errors import InputError
-    from medusa_runtime.rules import make_rule
-
-    if acceptance is None:
-        if given := [k for k, v in parameters.items() if v is not None]:
-            raise InputError(f"--{given[0].replace('_', '-')} needs its rule; add --acceptance sample or typical")
-        return None
-    return make_rule(acceptance, **parameters, **({"seed": seed} if acceptance == "sample" else {}))
 
 
 def stderr() -> Console:

@@ -44,4 +44,6 @@ def compare(
     if as_json:
         print(json.dumps({"compared": [compared_json(row) for row in rows]}, indent=2))
         return
-    stdout().print(comparison_table(rows, f"{read.latency.device}, {read.latency.dtype}", first="first"))
+    stdout().print(
+        comparison_table(rows, f"{read.latency.device}, {read.latency.dtype}\n{read.trace.acceptance}", first="first")
+    )

@@ -34,6 +34,7 @@ def finish_plan(calibration: Calibration, plan: Plan, output: Path, as_json: boo
     console = stdout()
     latency = calibration.latency
     device = f"{latency.device}, {latency.dtype}" + (", modelled" if latency.kind == "modelled" else "")
+    device += f"\n{calibration.trace.acceptance}"
     console.print(accuracy_table(calibration.trace))
     for compared in rows.values():
         console.print(comparison_table(compared, device, bold=compared[-1].name))

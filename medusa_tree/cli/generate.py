@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from .common import FILE, acceptance_options, chosen_rule, device_options, load_model, stderr
+from .acceptance import Acceptance, acceptance_options
+from .common import FILE, device_options, load_model, stderr
 
 
 @click.command()
@@ -20,9 +21,8 @@ from .common import FILE, acceptance_options, chosen_rule, device_options, load_
 @click.option("--seed", type=int, default=0, show_default=True, help="sample: fixes the text, with any tree.")
 @device_options
 def generate(
-    prompt: str, model: str, heads: str | None, tree_json: Path | None, max_new_tokens: int, chat: bool, acceptance: str | None,
-    temperature: float | None, top_p: float | None, top_k: int | None, min_p: float | None, epsilon: float | None,
-    delta: float | None, seed: int, device: str | None, dtype: str | None, trust_remote_code: bool,
+    prompt: str, model: str, heads: str | None, tree_json: Path | None, max_new_tokens: int, chat: bool, accepting: Acceptance, seed: int,
+    device: str | None, dtype: str | None, trust_remote_code: bool,
 ) -> None:  # fmt: skip
     """Continue PROMPT with the tree, streaming the text, then a line of statistics. Tokens are accepted as the tree was
     calibrated, or greedily, unless --acceptance says how."""
@@ -32,9 +32,7 @@ def generate(
     from medusa_runtime.treefile import read_tree
     from medusa_tree.corpus import Prompt, tokenize
 
-    asked = chosen_rule(
-        acceptance, seed, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, epsilon=epsilon, delta=delta
-    )
+    asked = accepting.rule(seed)
     contents = read_tree(tree_json) if tree_json else CandidateTree()
     loaded = load_model(model, heads, device, dtype, trust_remote_code)
     from medusa_runtime.decode import rule_for, stream, tree_for

@@ -41,5 +41,5 @@ def show(tree: Path, batch: int, context: int | None, png: Path | None, as_json:
         stdout().print(terminal_tree(contents, chosen))
         stdout().print(
             f"{point.nodes} nodes, depth {point.depth}; batch {point.batch}, context {point.context}: acceptance length "
-            f"{point.acceptance_length.value:.2f}, {point.step_latency_ms.value:.2f} ms a step, speedup {point.speedup.value:.2f}x ({point.latency} latency)"
+            f"{point.acceptance_length.value:.2f}, {point.step_latency_ms.value:.2f} ms a step, speedup {point.speedup.value:.2f}x ({point.latency} latency); {contents.acceptance}"
         )

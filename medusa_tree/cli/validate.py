@@ -21,33 +21,44 @@ from .common import FILE, device_options, load_model, progress_bars, stderr, std
 @click.option("--model", help="Folder or Hub id.  [default: the one the tree was made for]")
 @click.option("--heads", help="Folder or Hub id.  [default: the ones the tree was made for]")
 @click.option("--corpus", help="Prompts.  [default: the held-out part of those it was made on]")
+@click.option("--seed", type=int, help="sample: draw another text than the one that was calibrated on.")
 @device_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def validate(
     tree: Path, prompts: int, max_new_tokens: int | None, batch: int, model: str | None, heads: str | None, corpus: str | None,
-    device: str | None, dtype: str | None, trust_remote_code: bool, as_json: bool,
+    seed: int | None, device: str | None, dtype: str | None, trust_remote_code: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Decode held-out prompts with TREE and plainly, and compare text, acceptance length and speed with the plan."""
+    """Decode held-out prompts with TREE and plainly, by the rule that it was calibrated under, and compare text, acceptance
+    length and speed with the plan."""
     import json
+    from dataclasses import replace
 
     from medusa_runtime.errors import InputError
+    from medusa_runtime.rules import Sampling
     from medusa_runtime.treefile import read_tree
     from medusa_tree.bundled import resolve_corpus
     from medusa_tree.corpus import corpus_digest, hold_out, read_corpus, tokenize
 
     contents = read_tree(tree)
-    made = contents.provenance
+    made, rule = contents.provenance, contents.acceptance
+    if seed is not None:
+        if not isinstance(rule, Sampling):
+            raise InputError(f"--seed {seed}: {tree} was calibrated under {rule.name} acceptance, which draws nothing")
+        rule = replace(rule, seed=seed)
     try:
         name, heads_name, source = made["model"]["name"], made["heads"]["name"], made["corpus"]
         tokens = max_new_tokens or source["max_new_tokens"]
         texts = read_corpus(resolve_corpus(corpus or source["name"]))
+        streams = list(range(len(texts)))
         if corpus is None:
             texts = texts[: source["prompts"]]
             if corpus_digest(texts) != source["digest"]:
                 raise InputError(
                     f"{source['name']}: has changed since {tree} was made; calibrate again, or name prompts with --corpus"
                 )
-            texts = [p for p, h in zip(texts, hold_out(texts, source["held_out"], source["seed"]), strict=True) if h]
+            # Prompt i keeps its stream, so that the same seed samples the text that was calibrated on.
+            streams = hold_out(texts, source["held_out"], source["seed"]).nonzero()[0].tolist()
+            texts = [texts[i] for i in streams]
     except (KeyError, TypeError) as error:
         raise InputError(f'{tree}: field "provenance" lacks {error}; write the file again with calibrate') from None
     if len(texts) < prompts:
@@ -73,7 +84,9 @@ def validate(
         )
     with progress_bars() as bars:
         task = bars.add_task("Decoding, plainly and with tree", total=len(rows))
-        result = run(loaded, contents.tree_of(point), point, rows, tokens, lambda n: bars.advance(task, n))
+        result = run(
+            loaded, contents.tree_of(point), point, rows, tokens, lambda n: bars.advance(task, n), rule, streams
+        )
     if as_json:
         print(json.dumps({**result.to_json(), "versions": versions()}, indent=2))
         return

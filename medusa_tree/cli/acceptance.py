@@ -1,0 +1,68 @@
+"""The acceptance rule on the command line: --acceptance and the parameters of each rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from medusa_runtime.rules import Rule
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """The options that say how tokens are accepted, as given: None where they were not."""
+
+    acceptance: str | None
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    epsilon: float | None
+    delta: float | None
+
+    def rule(self, seed: int) -> Rule | None:
+        """The rule that the options name, sampling with this seed; None where they name none.
+
+        Raises:
+            InputError: parameters without a rule, not the rule's, or out of range.
+        """
+        from medusa_runtime.errors import InputError
+        from medusa_runtime.rules import make_rule
+
+        parameters = asdict(self)
+        name = parameters.pop("acceptance")
+        if name is None:
+            if given := [k for k, v in parameters.items() if v is not None]:
+                raise InputError(f"--{given[0].replace('_', '-')} needs its rule; add --acceptance sample or typical")
+            return None
+        return make_rule(name, **parameters, seed=seed if name == "sample" else None)
+
+
+def acceptance_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--acceptance and what goes with it; the command gets them as one ``accepting``."""
+
+    @wraps(command)
+    def gathered(**given: Any) -> Any:
+        accepting = Acceptance(**{f.name: given.pop(f.name) for f in fields(Acceptance)})
+        return command(**given, accepting=accepting)
+
+    for option in (
+        click.option("--delta", type=float, help="typical: bound on probability over exp(-entropy).  [default: 0.3]"),
+        click.option("--epsilon", type=float, help="typical: probability that is always enough.  [default: 0.09]"),
+        click.option("--min-p", type=float, help="sample: least probability, as a share of the likeliest's."),
+        click.option("--top-k", type=int, help="sample: draw from the K likeliest tokens."),
+        click.option("--top-p", type=float, help="sample: draw from the likeliest tokens that hold this probability."),
+        click.option("--temperature", type=float, help="sample, typical: 0 is greedy.  [default: 1]"),
+        click.option(
+            "--acceptance",
+            type=click.Choice(["greedy", "sample", "typical"]),
+            help="Greedy text, sampled text, or typical acceptance: faster, not lossless.  [default: greedy, or the tree's]",
+        ),
+    ):
+        gathered = option(gathered)
+    return gathered
