@@ -58,4 +58,5 @@ def generate(
         + (f", tree of {tree.nodes} nodes" if tree.nodes else ", plain decoding")
         + f"; {rule}",
         style="dim",
+        soft_wrap=True,
     )
