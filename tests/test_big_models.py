@@ -44,7 +44,7 @@ def test_tensor_parallel_decodes_the_same(folder, tmp_path):
     command += ["tensor_parallel.py", str(folder), str(tmp_path)]
     done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False, timeout=300)
     files = [tmp_path / f"rank{rank}.json" for rank in range(2)]
-    assert all(f.is_file() for f in files), done.stderr[-6000:]  # how gloo goes down behind that is not ours
+    assert done.returncode == 0, done.stderr[-6000:]
     told = [json.loads(f.read_text()) for f in files]
     prompts = random_prompts(3, seed=31)
     want = tiny_model().generate(prompts, max_new_tokens=16).tokens

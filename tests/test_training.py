@@ -278,7 +278,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
             command if processes > 1 else [sys.executable, str(script)], capture_output=True, text=True, timeout=240,
             env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
         )  # fmt: skip
-        assert (out / "result.pt").is_file(), done.stderr[-6000:]
+        assert done.returncode == 0, done.stderr[-6000:]
         results[processes] = torch.load(out / "result.pt", weights_only=True)
     one, two = results[1], results[2]
     for a, b in zip(one["log"], two["log"], strict=True):
