@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
+from medusa_runtime.errors import InputError
 from medusa_runtime.tree import CandidateTree
 from medusa_runtime.treefile import Estimate, OperatingPoint
 
 from .budget import Budget, Memory, within
 from .latency import LatencyCurve, Load
-from .offers import Offers
+from .offers import Offers, estimate, free_offers, full_order, ladder
 from .replay import replay
 from .trace import RankTrace
 
+CLOSE = 0.08  # of the fastest tree's tokens a second: what a few rounds of timing may be wrong by
 LARGEST_KNOWN = "largest size known"  # the limit where a tree larger than any considered may be faster
 
 
@@ -72,6 +75,30 @@ def pick(offers: Offers, latency: LatencyCurve, load: Load, budget: Budget, memo
         offer=None if winner is None else int(known[winner]),
         limit=limit,
     )
+
+
+def contenders(trace: RankTrace, largest: int, budget: Budget) -> Callable[[LatencyCurve], tuple[int, int]]:
+    """For :func:`medusa_tree.measure.measure`: the smallest and the largest size measured between which, by a first look at the
+    latency, all lie that come CLOSE to the fastest within the budget. What these cost decides the plan."""
+    fit, _ = trace.split()
+    order = full_order(estimate(fit), largest, fit.heads)
+    offers = free_offers(order, fit, fit, ladder(largest), fit.heads)
+
+    def sizes(latency: LatencyCurve) -> tuple[int, int]:
+        known = offers.nodes <= latency.largest
+        nodes, depth, fitted = offers.nodes[known], offers.depth[known], offers.fitted[known]
+        seconds = latency.at(nodes, depth)
+        try:
+            met = within(budget, (latency.plain.batch, latency.plain.context), latency, nodes, depth, seconds, None)
+        except InputError:  # the plan's to refuse, when all is measured and kept
+            met = {}
+        rate = np.where(np.logical_and.reduce([nodes > 0, *met.values()]), fitted / seconds, 0.0)
+        near = nodes[rate >= (1 - CLOSE) * rate.max()]
+        first = int(np.searchsorted(latency.nodes, near.min(), "right")) - 1
+        last = int(np.searchsorted(latency.nodes, near.max()))
+        return int(latency.nodes[max(first, 0)]), int(latency.nodes[last])
+
+    return sizes
 
 
 def predict(

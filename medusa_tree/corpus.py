@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,25 +41,40 @@ def read_corpus(path: Path) -> list[Prompt]:
     Raises:
         InputError: file missing or empty, a line that is not JSON, an object without a prompt; with file and line.
     """
-    try:
-        text = path.read_text("utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: corpus cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: corpus is not UTF-8 text ({error.reason} at byte {error.start})") from None
-    if path.suffix == ".json":
-        rows = _load(text, str(path))
-        if not isinstance(rows, list):
-            raise InputError(f"{path}: holds no list of prompts; for one object a line name it .jsonl")
-        prompts = [_prompt(row, f"{path}, entry {i}") for i, row in enumerate(rows)]
-    elif path.suffix == ".jsonl":
-        lines = [(i, line) for i, line in enumerate(text.splitlines(), start=1) if line.strip()]
-        prompts = [_prompt(_load(line, f"{path}, line {i}"), f"{path}, line {i}") for i, line in lines]
+    if path.suffix in (".json", ".jsonl"):
+        prompts = [_prompt(entry, where) for where, entry in read_entries(path)]
     else:
-        prompts = [Prompt(line, f"line {i}") for i, line in enumerate(text.splitlines(), start=1) if line.strip()]
+        lines = enumerate(read_text(path).splitlines(), start=1)
+        prompts = [Prompt(line, f"line {i}") for i, line in lines if line.strip()]
     if not prompts:
         raise InputError(f"{path}: corpus is empty; give a file with at least one prompt a line")
     return prompts
+
+
+def read_text(path: Path) -> str:
+    """A file's text, or an InputError that says why there is none."""
+    try:
+        return path.read_text("utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from None
+
+
+def read_entries(path: Path) -> list[tuple[str, Any]]:
+    """(where it stands, what it is) of each entry of a ``.json`` list or line of a ``.jsonl`` file, empty lines left out.
+
+    Raises:
+        InputError: names file and line: not to be read, not JSON, no list.
+    """
+    text = read_text(path)
+    if path.suffix == ".jsonl":
+        lines = [(f"{path}, line {i}", line) for i, line in enumerate(text.splitlines(), start=1) if line.strip()]
+        return [(where, _load(line, where)) for where, line in lines]
+    entries = _load(text, str(path))
+    if not isinstance(entries, list):
+        raise InputError(f"{path}: holds no list; for one object a line name it .jsonl")
+    return [(f"{path}, entry {i}", entry) for i, entry in enumerate(entries, start=1)]
 
 
 def _load(text: str, where: str) -> Any:
@@ -94,23 +111,29 @@ def corpus_digest(prompts: list[Prompt]) -> str:
 
 
 def hold_out(prompts: list[Prompt], fraction: float, seed: int) -> npt.NDArray[np.bool_]:
-    """(S,) which prompts are kept from fitting: whole groups, drawn until ``fraction`` of the prompts is reached.
+    """(S,) which prompts are kept from fitting, see :func:`hold_out_groups`."""
+    return hold_out_groups([p.group for p in prompts], fraction, seed)
+
+
+def hold_out_groups(groups: Sequence[str], fraction: float, seed: int) -> npt.NDArray[np.bool_]:
+    """(S,) which of the items, of a group each, are kept from fitting: whole groups, drawn until ``fraction`` of the items is
+    reached.
 
     Raises:
         InputError: a fraction outside (0, 1), or too few groups for both halves to have one.
     """
     if not 0 < fraction < 1:
         raise InputError(f"--held-out {fraction}: give a fraction between 0 and 1, such as 0.25")
-    groups = sorted({p.group for p in prompts})
-    if len(groups) < 2:
+    sizes = Counter(groups)
+    if len(sizes) < 2:
         raise InputError(
-            "the corpus has one prompt or group only; calibration needs at least one to fit on and one to hold out"
+            f"--held-out {fraction}: all is of one document, prompt or group; one is needed to fit on and another to hold out"
         )
-    order = np.random.default_rng(seed).permutation(len(groups))
-    sizes = np.array([sum(p.group == groups[g] for p in prompts) for g in order])
-    taken = int(np.searchsorted(np.cumsum(sizes), fraction * len(prompts))) + 1
-    chosen = {groups[g] for g in order[: min(max(taken, 1), len(groups) - 1)]}
-    return np.array([p.group in chosen for p in prompts])
+    names = sorted(sizes)
+    order = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
+    enough = int(np.searchsorted(np.cumsum([sizes[g] for g in order]), fraction * len(groups))) + 1
+    chosen = set(order[: min(enough, len(order) - 1)])
+    return np.array([g in chosen for g in groups])
 
 
 def tokenize(prompts: list[Prompt], tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> list[list[int]]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from medusa_runtime.decode import Readback, prefill
@@ -16,7 +17,7 @@ from medusa_runtime.rules import GREEDY, Rule
 from medusa_runtime.step import State, TreeBuffers
 from medusa_runtime.tree import CandidateTree
 
-from .latency import LatencyGrid, LatencyPoint
+from .latency import LatencyCurve, LatencyGrid, LatencyPoint
 from .search import greedy_order, product_frequencies
 from .shape import ModelShape
 
@@ -25,10 +26,14 @@ SIZES = (
     1, 2, 3, 4, 6, 8, 12, 15, 16, 20, 24, 31, 32, 40, 48, 63, 64, 80, 96, 127, 128, 160, 192, 255, 256, 320, 384, 511, 512, 768,
     1023, 1024,
 )  # fmt: skip
-ROUNDS = 8
+ROUNDS = 16
 BURST = 5  # steps of one tree in a row, of which the first, in caches that another tree left behind, is not counted
 SECONDS_A_LOAD = 20.0  # where a round is slow, fewer rounds are taken, but at least MIN_ROUNDS
 MIN_ROUNDS = 3
+CLEAR_AFTER = (
+    4  # rounds show which sizes may be the fastest; from there on the others are timed in every SELDOM-th round
+)
+SELDOM = 4
 
 
 def bushy_tree(nodes: int, depth: int, width: int) -> CandidateTree | None:
@@ -95,9 +100,13 @@ def measure(
     seed: int = 0,
     progress: Callable[[int], object] = lambda done: None,
     rule: Rule = GREEDY,
+    contenders: Callable[[LatencyCurve], tuple[int, int]] | None = None,
 ) -> LatencyGrid:
-    """Step latency over the grid. Every round times every tree, in a new random order, so that a machine that slows down
+    """Step latency over the grid. Every round times its trees in a new random order, so that a machine that slows down
     for a while slows all of them; each in a short burst, as decoding takes the same step again and again.
+
+    Tokens a second hardly change over a wide range of sizes, and a plan takes the best of many: noise alone would
+    choose. So the sizes that may be the fastest, and plain decoding, are in every round, the others in some.
 
     No step emits more than 1 + H tokens, so a tree whose step takes over 1 + H times plain decoding's cannot win,
     nor can a larger one: a load's sizes end there.
@@ -108,6 +117,8 @@ def measure(
         contexts: tokens in the cache when a step begins.
         rounds: of BURST steps a tree; the median and quartiles are kept. Fewer where a load would take over SECONDS_A_LOAD.
         rule: how tokens are accepted, which takes its time, too.
+        contenders: the smallest and the largest size that may be the fastest, by what is known of the latency at a load
+            (:func:`medusa_tree.choose.contenders`); by default all may.
         progress: called with how many of the ``rounds`` rounds a load are done since it was last called.
     """
     trees = grid_trees(max_nodes, model.num_heads, min(candidates, model.medusa_heads.rows))
@@ -118,45 +129,81 @@ def measure(
         for context in contexts:
             prompts = rng.integers(0, model.medusa_heads.vocab_size, (batch, context)).tolist()
             state = prefill(model, prompts, context + max_nodes + 1, rule=rule)
-            warm, runs = _warm_up(model, state, buffers, context, 1 + model.num_heads, rule)
-            taken = sorted(warm)
-            count = int(np.clip(SECONDS_A_LOAD / (BURST * sum(warm.values())), min(MIN_ROUNDS, rounds), rounds))
-            seconds = np.zeros((count, BURST, len(taken)))
-            for r in range(count):
-                for i in rng.permutation(len(taken)):
-                    for b in range(BURST):
-                        synchronize(model.device)
-                        seconds[r, b, i] = time_step(runs[taken[i]], state, context)
-                progress(rounds * (r + 1) // count - rounds * r // count)
-            low, median, high = np.percentile(seconds[:, 1:], [25, 50, 75], axis=(0, 1))
-            points += [
-                LatencyPoint(t.nodes, t.depth, batch, context, float(median[i]), float(low[i]), float(high[i]))
-                for i, t in enumerate(trees[j] for j in taken)
-            ]
+            runs = _warm_up(model, state, buffers, context, 1 + model.num_heads, rule)
+            timed = [trees[i] for i in runs]
+            seconds = _rounds(list(runs.values()), timed, state, batch, context, rounds, rng, progress, contenders)
+            points += _points(timed, batch, context, seconds)
     dtype = str(model.dtype).removeprefix("torch.")
     return LatencyGrid(tuple(points), device_name(model.device), dtype, gpu=model.device.type == "cuda")
 
 
+def _rounds(
+    steps: list[Step], trees: list[CandidateTree], state: State, batch: int, context: int, rounds: int, rng: np.random.Generator,
+    progress: Callable[[int], object], contenders: Callable[[LatencyCurve], tuple[int, int]] | None,
+) -> npt.NDArray[np.float64]:  # fmt: skip
+    """(rounds, BURST, trees) seconds of the steps at one load, not a number where a tree was not timed in a round."""
+    seconds = np.full((rounds, BURST, len(steps)), np.nan)
+    always = set(range(len(steps)))
+    begin = time.perf_counter()
+    for r in range(rounds):
+        if contenders is not None and r == CLEAR_AFTER:
+            so_far = LatencyGrid(tuple(_points(trees, batch, context, seconds[:r])), "", "")
+            least, most = contenders(so_far.curve(batch, context))
+            always = {i for i, t in enumerate(trees) if t.nodes == 0 or least <= t.nodes <= most}
+        for i in rng.permutation(len(steps)):
+            if i in always or r % SELDOM == 0:
+                for b in range(BURST):
+                    synchronize(state.root.device)
+                    seconds[r, b, i] = time_step(steps[i], state, context)
+        progress(1)
+        if r + 1 >= MIN_ROUNDS and time.perf_counter() - begin > SECONDS_A_LOAD:
+            progress(rounds - r - 1)
+            return seconds[: r + 1]
+    return seconds
+
+
+def _points(
+    trees: list[CandidateTree], batch: int, context: int, seconds: npt.NDArray[np.float64]
+) -> list[LatencyPoint]:
+    """Medians and quartiles of what :func:`_rounds` timed.
+
+    A machine that is slow for some rounds would favour the trees that sat them out. So each round is brought to the usual
+    level by the trees that are in all of them; the quartiles have the levels' spread in them again.
+    """
+    counted = seconds[:, 1:]
+    round_medians = np.median(counted, axis=1)
+    in_all = round_medians[:, np.isfinite(round_medians).all(axis=0)]
+    level = np.median(in_all / np.median(in_all, axis=0), axis=1)
+    points = []
+    for i, t in enumerate(trees):
+        steady = (counted[:, :, i] / level[:, None])[np.isfinite(round_medians[:, i])].ravel()
+        median = float(np.median(steady))
+        low, high = np.percentile(np.outer(steady, level), [25, 75])
+        points.append(
+            LatencyPoint(t.nodes, t.depth, batch, context, median, min(float(low), median), max(float(high), median))
+        )
+    return points
+
+
 def _warm_up(
     model: MedusaModel, state: State, trees: list[TreeBuffers], context: int, most: int, rule: Rule
-) -> tuple[dict[int, float], dict[int, Step]]:
-    """Kernels chosen, memory touched, graphs captured, and the trees worth timing: by their number, seconds of a warm step,
-    from small to large until one takes over ``most`` times plain decoding; and the steps."""
-    warm: dict[int, float] = {}
+) -> dict[int, Step]:
+    """Kernels chosen, memory touched, graphs captured: the steps worth timing, by the number of their tree, from small to
+    large until one takes over ``most`` times plain decoding."""
     runs: dict[int, Step] = {}
     plain = np.inf
     for i in sorted(range(len(trees)), key=lambda i: (trees[i].nodes, -trees[i].depth)):
         runs[i] = stepper(model, state, trees[i], rule)
         time_step(runs[i], state, context)
         synchronize(model.device)
-        warm[i] = time_step(runs[i], state, context)
+        warm = time_step(runs[i], state, context)
         if trees[i].nodes == 0:
-            plain = min(warm[i], time_step(runs[i], state, context))
-        elif warm[i] > 1.5 * most * plain:  # half as much again, three times: one warm step is a noisy figure
-            warm[i] = min(warm[i], *(time_step(runs[i], state, context) for _ in range(2)))
-            if warm[i] > 1.5 * most * plain:
+            plain = min(warm, time_step(runs[i], state, context))
+        elif warm > 1.5 * most * plain:  # half as much again, three times: one warm step is a noisy figure
+            warm = min(warm, *(time_step(runs[i], state, context) for _ in range(2)))
+            if warm > 1.5 * most * plain:
                 break
-    return warm, runs
+    return runs
 
 
 def shape_of(model: MedusaModel) -> ModelShape:

@@ -309,7 +309,7 @@ BAD_CORPORA = [
     ("c.jsonl", '{"prompt": "1"}\n{"nothing": 1}\n', "c.jsonl, line 2: no prompt in it"),
     ("c.jsonl", "[1]\n", "line 1: neither a text nor an object"),
     ("c.json", '{"prompt": "1"}', "holds no list"),
-    ("c.txt", "only one\n", "one prompt or group only"),
+    ("c.txt", "only one\n", "all is of one document, prompt or group"),
 ]
 
 
@@ -332,7 +332,7 @@ def test_bad_corpora_are_named_and_nothing_is_written(model, tmp_path, name, tex
         (["--budget", "0.000001ms"], "plain decoding alone takes"),
         (["--device", "cuda:7"], "--device cuda:7"),
         (["--held-out", "1.5"], "--held-out 1.5"),
-        (["--corpus", "/nowhere.txt"], "corpus cannot be read"),
+        (["--corpus", "/nowhere.txt"], "/nowhere.txt: cannot be read"),
         (["--max-new-tokens", "600"], "exceed the 512 positions"),
         (["-o", "/nowhere/t.json"], "does not exist"),
     ],

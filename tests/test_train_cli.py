@@ -129,7 +129,7 @@ def test_self_distillation_answers_trains_and_resumes_from_what_stands(tmp_path,
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--data", "nowhere.jsonl"), r"nowhere.jsonl: training data cannot be read"),
+        (("--data", "nowhere.jsonl"), r"nowhere.jsonl: cannot be read"),
         (("--heads", "0"), "--heads 0: must be from 1 to 64"),
         (("--draft-vocab", "48"), "--draft-vocab 48: the vocabulary has 48 tokens"),
         (("--shared-output", "--format", "medusa"), "--format medusa: cannot carry these heads; use tgi-v2 or vllm"),

@@ -62,6 +62,7 @@ def calibrate(
     from medusa_tree.budget import Budget, parse_budget
     from medusa_tree.bundled import resolve_corpus
     from medusa_tree.calibration import Calibration, calibration_path, save_calibration
+    from medusa_tree.choose import contenders
     from medusa_tree.corpus import hold_out, read_corpus, tokenize
     from medusa_tree.plan import plan
 
@@ -98,16 +99,9 @@ def calibrate(
         trace = take_trace(loaded, rows, held, max_new_tokens, candidates, rule, lambda n: bars.advance(profiling, n))
         bars.start_task(timing)
         latency = measure(
-            loaded,
-            largest,
-            candidates,
-            batch,
-            contexts,
-            rounds,
-            seed,
-            lambda n: bars.advance(timing, n),
-            rule,
-        )
+            loaded, largest, candidates, batch, contexts, rounds, seed, lambda n: bars.advance(timing, n), rule,
+            contenders(trace, largest, Budget(ratio, seconds, max_nodes, max_depth)),
+        )  # fmt: skip
     record = provenance(
         loaded, model, heads, corpus, texts, held_out=held_out, seed=seed, max_new_tokens=max_new_tokens, rule=rule
     )

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from medusa_runtime.errors import InputError
 
+from ..corpus import hold_out_groups, read_entries, read_text
 from .loss import IGNORE
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
@@ -59,36 +57,16 @@ def read_rows(path: Path, tokenizer: PreTrainedTokenizerBase, max_length: int) -
         InputError: names file and line: missing, empty, not JSON, without text, a role that is not known, a
             conversation for a tokenizer without a chat template, token ids outside of the vocabulary.
     """
-    try:
-        text = path.read_text("utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: training data cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from None
     rows: list[Row] = []
-    if path.suffix == ".json":
-        data = _load(text, str(path))
-        if not isinstance(data, list):
-            raise InputError(f"{path}: holds no list of rows; for one object a line name it .jsonl")
-        rows = [_row(entry, f"{path}, entry {i}", tokenizer) for i, entry in enumerate(data, start=1)]
-    elif path.suffix == ".jsonl":
-        for i, line in enumerate(text.splitlines(), start=1):
-            if line.strip():
-                rows.append(_row(_load(line, f"{path}, line {i}"), f"{path}, line {i}", tokenizer))
-    elif text.strip():
+    if path.suffix in (".json", ".jsonl"):
+        rows = [_row(entry, where, tokenizer) for where, entry in read_entries(path)]
+    elif (text := read_text(path)).strip():
         ids = _ids(tokenizer, text)  # one text has no documents to tell apart: its pieces are held out each for itself
         rows = [Row(ids[i : i + max_length], ids[i : i + max_length], str(i)) for i in range(0, len(ids), max_length)]
     pieces = [piece for row in rows for piece in cut(row, max_length)]
     if not pieces:
         raise InputError(f"{path}: no training rows in it")
     return pieces
-
-
-def _load(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{where}: not JSON ({error})") from None
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -179,16 +157,11 @@ def split(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list
     Raises:
         InputError: a share that leaves one of them empty.
     """
-    sizes = Counter(r.group for r in rows)
-    groups = sorted(sizes)
-    if not 0 < share < 1 or len(groups) < 2:
-        raise InputError(
-            f"--held-out {share}: of {len(groups)} document(s) both parts need at least one; give another share, more data or --eval FILE"
-        )
-    order = [groups[i] for i in np.random.default_rng(seed).permutation(len(groups))]
-    enough = int(np.searchsorted(np.cumsum([sizes[g] for g in order]), share * len(rows))) + 1
-    held = set(order[: min(enough, len(groups) - 1)])
-    return [r for r in rows if r.group not in held], [r for r in rows if r.group in held]
+    try:
+        held = hold_out_groups([r.group for r in rows], share, seed)
+    except InputError as error:
+        raise InputError(f"{error}; or hold other data out with --eval FILE") from None
+    return [r for r, h in zip(rows, held, strict=True) if not h], [r for r, h in zip(rows, held, strict=True) if h]
 
 
 def collate(examples: Sequence[Mapping[str, list[int]]], pad: int) -> dict[str, Tensor]:

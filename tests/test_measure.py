@@ -1,0 +1,87 @@
+"""Timing the grid on a clock of our own, whose true step latencies are known."""
+
+from collections import Counter
+
+import pytest
+from conftest import HEADS, tiny_model
+from test_plan import grid
+from test_search import random_trace
+
+from medusa_tree import measure as timing
+from medusa_tree.budget import Budget
+from medusa_tree.calibration import Calibration
+from medusa_tree.choose import contenders
+from medusa_tree.measure import BURST, CLEAR_AFTER, MIN_ROUNDS, ROUNDS, SELDOM, measure
+from medusa_tree.plan import plan
+
+
+def true_cost(nodes, depth):
+    return 1e-3 * (10 + 0.1 * nodes + 0.2 * depth)
+
+
+class Clock:
+    """Stands in for the machine: every tree's step takes what it truly costs, times what the machine is slowed down by."""
+
+    def __init__(self, monkeypatch, slow=lambda r: 1.0, cost=true_cost):
+        self.round, self.slow, self.cost, self.timed = 0, slow, cost, Counter()
+        monkeypatch.setattr(timing, "stepper", lambda model, state, buffers, rule: (buffers.nodes, buffers.depth))
+        monkeypatch.setattr(timing, "time_step", self.step)
+
+    def step(self, tree, state, length):
+        self.timed[tree] += 1
+        return self.cost(*tree) * self.slow(self.round)
+
+    def tick(self, rounds):
+        self.round += rounds
+
+
+def test_a_machine_that_slows_down_favours_no_tree(monkeypatch):
+    """Those that sat the slow rounds out are brought to the level of those in them; the quartiles show that there were two."""
+    clock = Clock(monkeypatch, slow=lambda r: 1.0 if r < CLEAR_AFTER + 3 else 1.5)
+    points = measure(tiny_model(), 16, progress=clock.tick, contenders=lambda curve: (4, 8)).points
+    scale = points[0].seconds / true_cost(0, 0)
+    for p in points:
+        assert p.seconds == pytest.approx(scale * true_cost(p.nodes, p.depth), rel=1e-9)
+        assert p.high == pytest.approx(1.5 * p.low, rel=1e-9)
+    seldom, warm = CLEAR_AFTER + len(range(CLEAR_AFTER, ROUNDS, SELDOM)), 2
+    assert clock.timed[6, HEADS] == clock.timed[6, 1] == warm + BURST * ROUNDS
+    assert clock.timed[1, 1] == clock.timed[12, HEADS] == warm + BURST * seldom
+    assert clock.timed[0, 0] == warm + 1 + BURST * ROUNDS
+
+
+def test_slow_rounds_are_fewer_and_the_bar_still_ends(monkeypatch):
+    clock = Clock(monkeypatch)
+    monkeypatch.setattr(timing, "SECONDS_A_LOAD", 0.0)
+    points = measure(tiny_model(), 4, batches=(1, 2), rounds=7, progress=clock.tick).points
+    assert clock.round == 2 * 7
+    assert clock.timed[3, 3] == 2 * (2 + BURST * MIN_ROUNDS)
+    assert {(p.batch, p.seconds) for p in points if p.nodes == 3 == p.depth} == {(b, true_cost(3, 3)) for b in (1, 2)}
+
+
+def test_trees_too_slow_to_win_are_not_timed(monkeypatch):
+    clock = Clock(monkeypatch, cost=lambda nodes, depth: 1e-3 * (1 + nodes))
+    points = measure(tiny_model(), 64, rounds=2, progress=clock.tick).points
+    assert (
+        max(p.nodes for p in points) == 8
+    )  # 9 ms a step, where half as much again as 5 times plain decoding's is 7.5: the last
+
+
+@pytest.mark.parametrize("budget", [Budget(), Budget(ratio=1.2), Budget(max_nodes=4), Budget(max_depth=1)])
+def test_the_size_that_a_plan_takes_is_among_the_contenders(budget):
+    trace, latency = random_trace(0, sequences=80, length=50), grid()
+    least, most = contenders(trace, 32, budget)(latency.curve(1, 100))
+    chosen = plan(Calibration(trace, latency, {}), budget).contents.operating_points[0].nodes
+    assert least <= chosen <= most
+    assert {least, most} <= {p.nodes for p in latency.points}
+
+
+def test_a_budget_that_nothing_meets_is_left_to_the_plan():
+    trace, curve = random_trace(0, sequences=80, length=50), grid().curve(1, 100)
+    assert contenders(trace, 32, Budget(seconds=1e-6))(curve) == contenders(trace, 32, Budget())(curve)
+
+
+def test_far_behind_is_no_contender():
+    """Where steps cost what their nodes do, large trees are out of it at once."""
+    steep = grid(cost=lambda n, d: 10e-3 + 3e-3 * n)
+    least, most = contenders(random_trace(0, sequences=80, length=50), 32, Budget())(steep.curve(1, 100))
+    assert 1 <= least <= most < 16
