@@ -42,7 +42,7 @@ from medusa_tree.trace import RankTrace
 from medusa_tree.validate import timed_run
 
 GRID_ROUNDS = (
-    4  # of the latency grid before every round of decoding: with 6 of these, what calibrate gives the close ones
+    4  # of the latency grid before every round of decoding: what calibrate gives the close ones is 16
 )
 
 
@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--max-nodes", type=int, default=64)
     parser.add_argument("--prompts", type=int, default=12, help="held-out prompts of the sweep over sizes")
     parser.add_argument("--sweep-tokens", type=int, default=64, help="tokens decoded of each of them")
-    parser.add_argument("--rounds", type=int, default=6, help="times each of them is decoded with each tree")
+    parser.add_argument("--rounds", type=int, default=10, help="times each of them is decoded with each tree")
     parser.add_argument("-o", "--output", type=Path)
     args = parser.parse_args()
     where, heads = resolve_model("demo", None)
