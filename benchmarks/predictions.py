@@ -41,9 +41,7 @@ from medusa_tree.replay import replay
 from medusa_tree.trace import RankTrace
 from medusa_tree.validate import timed_run
 
-GRID_ROUNDS = (
-    4  # of the latency grid before every round of decoding: what calibrate gives the close ones is 16
-)
+GRID_ROUNDS = 4  # of the latency grid before every round of decoding: what calibrate gives the close ones is 16
 
 
 def pooled(grids: list[LatencyGrid]) -> LatencyGrid:

@@ -33,7 +33,7 @@ class OperatingPoint:
     The tree is the first ``nodes`` paths no deeper than ``depth``, or the paths numbered in ``own`` where it needs an
     order of its own, for the reason in ``why_own``; 0 nodes: plain decoding is fastest.
     ``latency`` says where the times come from: "measured" or "modelled". ``limit`` names the bounds of the budget
-    without which a larger tree would be faster. ``engine`` holds the settings of the engine it was planned for.
+    without which another tree would be faster. ``engine`` holds the settings of the engine it was planned for.
     """
 
     batch: int
@@ -55,7 +55,7 @@ class OperatingPoint:
 class TreeFile:
     """The contents of tree.json.
 
-    paths: in greedy order, so that every prefix is the best tree of its size.
+    paths: in greedy order, so that every prefix is the best tree of its size, as far as it was planned and where no engine bounds it.
     path_frequency: one a path, never rising.
     heads, candidates: H and K of the profile that the tree was made from.
     head_accuracy: (H, K), A[k, i].

@@ -119,7 +119,9 @@ def within(
         met["depth"] = depth <= budget.max_depth
     if budget.memory is not None:
         if memory is None:
-            raise InputError("--max-memory: the model's shape is not in this calibration; calibrate again")
+            raise InputError(
+                "--max-memory: the model's shape is not known here; plan from what calibrate wrote, or give --device-model with --config"
+            )
         if (alone := float(memory.at(0, load))) > budget.memory:
             raise InputError(
                 f"--max-memory {budget.memory / 1e9:.4g}GB {where}: memory binds: plain decoding holds {alone / 1e9:.4g} GB; {_nearest(budget.memory, memory, load)}"

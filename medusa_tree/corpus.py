@@ -93,13 +93,13 @@ def _prompt(row: Any, where: str) -> Prompt:
     for key in ("prompt", "text"):
         if isinstance(row.get(key), str) and row[key].strip():
             return Prompt(row[key], group)
-    if isinstance(row.get("turns"), list) and row["turns"]:
-        return Prompt(str(row["turns"][0]), group, chat=True)
+    if isinstance(row.get("turns"), list) and row["turns"] and isinstance(row["turns"][0], str):
+        return Prompt(row["turns"][0], group, chat=True)
     for key, role, content, user in (
         ("conversations", "from", "value", "human"),
         ("messages", "role", "content", "user"),
     ):
-        for turn in row.get(key) or []:
+        for turn in row[key] if isinstance(row.get(key), list) else []:
             if isinstance(turn, dict) and turn.get(role) == user and isinstance(turn.get(content), str):
                 return Prompt(turn[content], group, chat=True)
     raise InputError(f'{where}: no prompt in it; give "prompt", "text", "turns", "conversations" or "messages"')

@@ -66,7 +66,7 @@ def tensorrt_llm(expand: Expand, trace: RankTrace, sizes: Sequence[int], depth: 
     chances = expand(())
     best: dict[tuple[int, int], tuple[float, list[Path]]] = {}
     for d in range(1, depth + 1):
-        for m in range(1, len(chances) + 1):
+        for m in range(1, min(len(chances), max(sizes)) + 1):
             paths, f = greedy_order(_limited(expand, first=m), max(sizes), d)
             frequency = dict(zip(paths, f, strict=True))
             rest = [p for p in paths if len(p) > 1]

@@ -11,13 +11,14 @@ import numpy.typing as npt
 import torch
 
 from medusa_runtime.decode import Readback, prefill
+from medusa_runtime.errors import InputError
 from medusa_runtime.graph import Step, stepper
 from medusa_runtime.model import MedusaModel
 from medusa_runtime.rules import GREEDY, Rule
 from medusa_runtime.step import State, TreeBuffers
 from medusa_runtime.tree import CandidateTree
 
-from .latency import LatencyCurve, LatencyGrid, LatencyPoint
+from .latency import LatencyCurve, LatencyGrid, LatencyPoint, Load
 from .search import greedy_order, product_frequencies
 from .shape import ModelShape
 
@@ -101,6 +102,7 @@ def measure(
     progress: Callable[[int], object] = lambda done: None,
     rule: Rule = GREEDY,
     contenders: Callable[[LatencyCurve], tuple[int, int]] | None = None,
+    leave_out: Callable[[Load, InputError], object] | None = None,
 ) -> LatencyGrid:
     """Step latency over the grid. Every round times its trees in a new random order, so that a machine that slows down
     for a while slows all of them; each in a short burst, as decoding takes the same step again and again.
@@ -119,17 +121,25 @@ def measure(
         rule: how tokens are accepted, which takes its time, too.
         contenders: the smallest and the largest size that may be the fastest, by what is known of the latency at a load
             (:func:`medusa_tree.choose.contenders`); by default all may.
+        leave_out: told of a load for which memory does not suffice, if any other does; by default that is an error.
         progress: called with how many of the ``rounds`` rounds a load are done since it was last called.
     """
     trees = grid_trees(max_nodes, model.num_heads, min(candidates, model.medusa_heads.rows))
     buffers = [TreeBuffers.of(t, model.device) for t in trees]
     rng = np.random.default_rng(seed)
-    points = []
+    points: list[LatencyPoint] = []
     for batch in batches:
         for context in contexts:
             prompts = rng.integers(0, model.medusa_heads.vocab_size, (batch, context)).tolist()
-            state = prefill(model, prompts, context + max_nodes + 1, rule=rule)
-            runs = _warm_up(model, state, buffers, context, 1 + model.num_heads, rule)
+            try:
+                state = prefill(model, prompts, context + max_nodes + 1, rule=rule)
+                runs = _warm_up(model, state, buffers, context, 1 + model.num_heads, rule)
+            except InputError as error:
+                if leave_out is None or not points:
+                    raise
+                leave_out((batch, context), error)
+                progress(rounds)
+                continue
             timed = [trees[i] for i in runs]
             seconds = _rounds(list(runs.values()), timed, state, batch, context, rounds, rng, progress, contenders)
             points += _points(timed, batch, context, seconds)
@@ -230,4 +240,5 @@ def shape_of(model: MedusaModel) -> ModelShape:
         head_params=sum(p.numel() for p in model.medusa_heads.parameters()) // model.num_heads, heads=model.num_heads,
         expert_params=expert_params if experts else 0, experts=experts if expert_params else 0,
         experts_per_token=int(getattr(config, "num_experts_per_tok", 0) or 0) if experts and expert_params else 0,
+        input_params=0 if table is output else table.numel(),
     )  # fmt: skip

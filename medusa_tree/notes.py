@@ -20,6 +20,7 @@ from .plan import Plan
 from .probetrace import ProbeTrace
 from .roofline import Roofline, describe, fit_roofline, roofline_errors
 from .shape import ModelShape
+from .trace import FEW
 
 
 def notes(calibration: Calibration, plan: Plan) -> list[str]:
@@ -27,6 +28,11 @@ def notes(calibration: Calibration, plan: Plan) -> list[str]:
     decoding wins."""
     kind, points = calibration.latency.kind, plan.contents.operating_points
     lines = [f"No operating point: {why}" for why in plan.infeasible.values()]
+    held = int(calibration.trace.held_out.sum())
+    if held < FEW:
+        lines.append(
+            f"Only {held} sequence{'s' * (held > 1)} held out: the intervals say little; calibrate on more prompts."
+        )
     bound: dict[str, list[Load]] = {}
     for p in points:
         load = (p.batch, p.context)
@@ -46,22 +52,24 @@ def notes(calibration: Calibration, plan: Plan) -> list[str]:
             )
         else:
             lines.append(f"At {_loads(loads)} a tree beyond the budget would be faster: {limit} binds ({kind}).")
-    if plan.free:
-        engine = plan.contents.provenance["plan"]["engine"]
-        lines.append(f"What {engine} takes ({ENGINES[engine].bound}) against the free tree, {kind}:")
+    costs = []
     for p in points:
         cost = engine_cost(calibration, plan, p)
-        if cost is not None and p.nodes:
-            settings = "".join(f", {k} {v}" for k, v in p.engine.items())
-            lines.append(
+        if cost is not None and plan.free[p.batch, p.context][0].nodes:
+            settings = "".join(f", {k} {v}" for k, v in p.engine.items()) or ", plain decoding" * (not p.nodes)
+            costs.append(
                 f"  batch {p.batch}, context {p.context}: acceptance {_change(cost.acceptance_ratio)}, tokens/s {_change(cost.rate_ratio)}{settings}"
             )
+    if costs:
+        engine = plan.contents.provenance["plan"]["engine"]
+        lines += [f"What {engine} takes ({ENGINES[engine].bound}) against the free tree, {kind}:", *costs]
     for context, batch in plan.plain_from.items():
+        here = [p for p in points if p.context == context]
         if batch is not None:
-            lines.append(
-                f"At context {context} plain decoding is fastest from batch {batch} on ({kind}); tree.json has 0 nodes there."
-            )
-        elif len(points) > 1:
+            planned = batch in {p.batch for p in here}
+            there = "tree.json has 0 nodes there" if planned else f"--batch {batch} plans for it"
+            lines.append(f"At context {context} plain decoding is fastest from batch {batch} on ({kind}); {there}.")
+        elif len(here) > 1 and all(p.nodes for p in here):
             lines.append(f"At context {context} a tree is faster at every batch tried ({kind}).")
     return lines + _typical(calibration, plan)
 
@@ -103,7 +111,11 @@ def _nearest_tree(limit: str, curve: Curve, load: Load, memory: Memory | None) -
     if "memory" in limit and memory is not None:
         needed.append(f"--max-memory {enough(float(memory.at(curve.nodes[i], load)) / 1e9)}GB")
     size = int(curve.nodes[i])
-    return f"nearest feasible: {' and '.join(needed) or 'wider bounds'}, for {size} node{'s' * (size > 1)}"
+    if "nodes" in limit:
+        needed.append(f"--max-nodes {size}")
+    if "depth" in limit:
+        needed.append(f"--max-depth {curve.depth[i]}")
+    return f"nearest feasible: {' and '.join(needed)}, for {size} node{'s' * (size > 1)}"
 
 
 def engine_cost(calibration: Calibration, plan: Plan, point: OperatingPoint) -> Compared | None:

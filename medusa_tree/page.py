@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from medusa_runtime.errors import InputError
 from medusa_runtime.files import write_beside
 from medusa_runtime.tree import CandidateTree
 from medusa_runtime.treefile import Estimate, TreeFile
@@ -20,7 +21,7 @@ from .figures import figures
 from .markup import acceptance, pair, plus_minus, said, section, table
 from .notes import notes
 from .plan import Plan, plan
-from .report import TOP, path_frequencies
+from .report import RANKS_DRAWN, path_frequencies, tops
 from .trace import head_accuracy, top_k_interval
 
 LARGEST_DRAWN = 64  # nodes
@@ -53,14 +54,12 @@ def write_page(path: Path, contents: TreeFile, calibration: Calibration | None) 
             "The calibration was not found, so there are no curves, intervals of accuracy or comparison here; give it with --calibration."
         )
     else:
-        again = replan(contents, calibration)
-        if again.contents.paths != contents.paths or [p.nodes for p in again.contents.operating_points] != [
-            p.nodes for p in contents.operating_points
-        ]:
+        again = _same_plan(contents, calibration)
+        if again is None:
             warnings.append(
-                "Planning again from this calibration gives another tree: it is not the one that this tree.json was made from, or the file was edited. The curves are left out."
+                "Planning again from this calibration gives another tree or other times: it is not the one that this tree.json was made from, or the file was edited. The curves are left out."
             )
-            calibration = again = None
+            calibration = None
     body = [_head(contents), *(f'<p class="note">{escape(w)}</p>' for w in warnings), _accuracy(contents, calibration)]
     if calibration is not None and again is not None:
         body += figures(contents, calibration, again)
@@ -74,6 +73,17 @@ def write_page(path: Path, contents: TreeFile, calibration: Calibration | None) 
     with write_beside(path) as beside:
         beside.write_text(html, "utf-8")
     return warnings
+
+
+def _same_plan(contents: TreeFile, calibration: Calibration) -> Plan | None:
+    """The plan behind the tree.json; None where this calibration gives another one."""
+    try:
+        again = replan(contents, calibration)
+    except InputError:  # say, loads that were not measured this time
+        return None
+    points = again.contents.operating_points, contents.operating_points
+    told = [[(p.nodes, p.depth, p.acceptance_length, p.step_latency_ms) for p in these] for these in points]
+    return again if again.contents.paths == contents.paths and told[0] == told[1] else None
 
 
 def _model_name(contents: TreeFile) -> str:
@@ -107,7 +117,7 @@ def _head(contents: TreeFile) -> str:
 
 def _accuracy(contents: TreeFile, calibration: Calibration | None) -> str:
     accuracy = np.array(contents.head_accuracy) if calibration is None else head_accuracy(calibration.trace)
-    shown = accuracy[:, :16]
+    shown = accuracy[:, :RANKS_DRAWN]
     cells = "".join(
         f'<tr><th scope="row">head {k + 1}</th>'
         + "".join(f'<td style="--share:{60 * a:.0f}%">{percent(a)}</td>' for a in row)
@@ -119,18 +129,20 @@ def _accuracy(contents: TreeFile, calibration: Calibration | None) -> str:
         f'<figure><div class="scroll"><table class="heat"><thead><tr><th scope="col">rank</th>{head}</tr></thead><tbody>{cells}</tbody></table></div>'
         "<figcaption>% of positions at which the token that the model emits has this rank among the head's guesses; 0 is the first</figcaption></figure>"
     )
-    tops = [k for k in TOP if k <= contents.candidates]
+    known = tops(contents.candidates)
     if calibration is None:
-        rows = [[f"head {h + 1}", *(f"{100 * accuracy[h, :k].sum():.1f}" for k in tops)] for h in range(contents.heads)]
+        rows = [
+            [f"head {h + 1}", *(f"{100 * accuracy[h, :k].sum():.1f}" for k in known)] for h in range(contents.heads)
+        ]
         caption = "top-k accuracy, %"
     else:
-        found = [top_k_interval(calibration.trace, k) for k in tops]
+        found = [top_k_interval(calibration.trace, k) for k in known]
         rows = [
             [f"head {h + 1}", *(plus_minus(Estimate(*(100 * float(x[h]) for x in f)), ".1f") for f in found)]
             for h in range(contents.heads)
         ]
         caption = f"top-k accuracy, %, ± half the 95% interval; {calibration.trace.positions:,} positions, {len(calibration.trace.lengths)} sequences"
-    return section("Head accuracy", pair(heat, table(["", *(f"top-{k}" for k in tops)], rows, caption)))
+    return section("Head accuracy", pair(heat, table(["", *(f"top-{k}" for k in known)], rows, caption)))
 
 
 def _tree(contents: TreeFile) -> str:

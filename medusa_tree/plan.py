@@ -19,7 +19,7 @@ from .probetrace import ProbeTrace
 from .refine import swap_nodes, visited_tree
 from .replay import replay
 from .search import ENOUGH
-from .trace import RankTrace, head_accuracy
+from .trace import FEW, RankTrace, head_accuracy
 
 OWN_GAIN = 0.005  # a point leaves the common order for a tree of its own that replays better by this share
 LARGEST_BATCH = 1 << 16  # beyond which no one looks for the batch at which plain decoding wins
@@ -97,7 +97,7 @@ def plan(
         try:
             chosen[load] = pick(offers, curve, load, budget, calibration.memory)
         except InputError as error:
-            infeasible[load] = str(error)
+            infeasible[load] = f"{error}{' (modelled)' * (latency.kind == 'modelled')}"
             continue
         points.append(_point(chosen[load], offers, held, curve, load, latency.kind))
         if engine:
@@ -117,7 +117,7 @@ def plan(
         candidates=fit.candidates,
         head_accuracy=tuple(tuple(round(float(a), 6) for a in row) for row in head_accuracy(fit)),
         acceptance=fit.acceptance,
-        provenance=_record(calibration, fit, held, fitted, budget, engine, swaps),
+        provenance=_record(calibration, fit, held, fitted, budget, engine, swaps, largest),
     )
     return Plan(
         contents, chosen, infeasible, unbounded, _plain_from(contents, latency, offers, budget, calibration.memory)
@@ -125,7 +125,8 @@ def plan(
 
 
 def _record(
-    calibration: Calibration, fit: RankTrace, held: RankTrace, estimator: Estimator, budget: Budget, engine: str | None, swaps: bool
+    calibration: Calibration, fit: RankTrace, held: RankTrace, estimator: Estimator, budget: Budget, engine: str | None, swaps: bool,
+    largest: int,
 ) -> dict[str, Any]:  # fmt: skip
     """The calibration's provenance and how this plan was made."""
     latency = calibration.latency
@@ -135,7 +136,12 @@ def _record(
         "dtype": latency.dtype,
         **({"modelled": latency.to_json()} if latency.kind == "modelled" else {}),
         "estimator": estimator.to_json(),
-        "plan": {"budget": budget.to_json(), "engine": engine, "swaps": swaps},
+        "plan": {
+            "budget": budget.to_json(),
+            "engine": engine,
+            "swaps": swaps,
+            "prefixes_to": None if engine else largest,
+        },
         "sequences": {"fitting": len(fit.lengths), "held_out": len(held.lengths)},
         "positions": {"fitting": fit.positions, "held_out": held.positions},
     }
@@ -163,7 +169,7 @@ def _own(
     """A tree of the point's own (made for what a tree of its size visits, or with nodes swapped), where the common
     order loses to it on the fitting sequences beyond doubt (the 95% interval) and by more than OWN_GAIN."""
     visits = estimator.name == "visited"
-    if not tree.nodes or not (visits or swaps):
+    if not tree.nodes or not (visits or swaps) or len(fit.lengths) < FEW:
         return point, tree
     sample = fit.sample(ENOUGH)
     own = visited_tree(sample, tree.nodes, estimator.kappa, tree.depth) if visits else tree
@@ -201,12 +207,12 @@ def _number_paths(
 def _plain_from(
     contents: TreeFile, latency: Latency, offers: Offers, budget: Budget, memory: Memory | None
 ) -> dict[int, int | None]:
-    """For each context the smallest batch from which no larger one planned wants a tree. Where the latency is modelled,
-    batches beyond those planned are tried, too."""
+    """For each context the smallest batch from which no larger one planned wants a tree, if it could have one. Where the
+    latency is modelled, batches beyond those planned are tried, too."""
     found: dict[int, int | None] = {}
     for context in sorted({p.context for p in contents.operating_points}):
-        here = sorted((p.batch, p.nodes) for p in contents.operating_points if p.context == context)
-        trees = [b for b, nodes in here if nodes]
+        here = sorted((p.batch, bool(p.nodes or p.limit)) for p in contents.operating_points if p.context == context)
+        trees = [b for b, wanted in here if wanted]
         later = [b for b, _ in here if b > max(trees, default=0)]
         found[context] = min(later, default=None)
         if latency.kind == "modelled" and not later:

@@ -14,7 +14,7 @@ from .calibration import Calibration
 from .choose import Curve
 from .compare import Compared
 from .latency import Load
-from .report import path_frequencies
+from .report import RANKS_DRAWN, path_frequencies
 from .trace import head_accuracy
 
 
@@ -31,7 +31,7 @@ def plan_plot(
     from matplotlib import pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=(1, 1.25), layout="constrained")
-    accuracy = head_accuracy(calibration.trace)
+    accuracy = head_accuracy(calibration.trace)[:, :RANKS_DRAWN]
     left.imshow(accuracy, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for (k, i), a in np.ndenumerate(accuracy):
         left.text(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .validate import Validation
 
 TOP = (1, 3, 5, 10)
+RANKS_DRAWN = 16  # of an accuracy heat map; a drafter from elsewhere may have thousands
 
 
 def comparison(calibration: Calibration, plan: Plan, point: OperatingPoint) -> list[Compared]:
@@ -51,14 +52,20 @@ def _table(title: str, *columns: str, left: int = 1) -> Table:
     return table
 
 
+def tops(candidates: int) -> list[int]:
+    """The k of TOP for which top-k accuracy is known where K candidates were kept."""
+    return [k for k in TOP if k <= candidates]
+
+
 def accuracy_table(trace: RankTrace) -> Table:
     """Top-k accuracy of each head on all sequences, with 95% intervals."""
+    known = tops(trace.candidates)
     table = _table(
         f"Head accuracy on the model's own output, {trace.acceptance}\n{trace.positions:,} positions, {len(trace.lengths)} sequences",
         "head",
-        *(f"top-{k}, %" for k in TOP),
+        *(f"top-{k}, %" for k in known),
     )
-    columns = [top_k_interval(trace, k) for k in TOP]
+    columns = [top_k_interval(trace, k) for k in known]
     for h in range(trace.heads):
         table.add_row(
             f"{h + 1}: next + {h + 1}",
@@ -119,7 +126,7 @@ def accuracy_json(trace: RankTrace) -> dict[str, list[dict[str, float]]]:
             dict(zip(("value", "low", "high"), map(float, h), strict=True))
             for h in zip(*top_k_interval(trace, k), strict=True)
         ]
-        for k in TOP
+        for k in tops(trace.candidates)
     }
 
 
@@ -158,7 +165,7 @@ def validation_table(v: Validation) -> Group:
     """Predicted beside measured, and what became of the text."""
     from rich.console import Group
 
-    size = f"{v.point.nodes} nodes, depth {v.point.depth}, batch {v.point.batch}, {v.prompts} held-out prompts"
+    size = f"{v.point.nodes} nodes, depth {v.point.depth}, batch {v.point.batch}, context {v.point.context}, {v.prompts} held-out prompts"
     table = _table(
         f"{size}\n{v.rule}\n{v.device}, {v.dtype}", "", "plain, measured", "tree, predicted", "tree, measured"
     )

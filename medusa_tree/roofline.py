@@ -22,6 +22,7 @@ from .latency import LatencyCurve, LatencyGrid, LatencyPoint, Load
 from .shape import BYTES, ModelShape
 
 ACHIEVED = 0.8  # of the data sheet's bandwidth and rate; kernels seldom reach more
+DOUBT = 0.03  # how much a fit shuns launches: next to nothing where the grid shows them, much where it does not
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,11 @@ def gpu(name: str) -> Gpu:
 
 def fit_roofline(grid: LatencyGrid, shape: ModelShape) -> Roofline:
     """The bandwidth, rate and overheads under which the roofline comes nearest to a measured grid, by least squares of
-    the relative errors."""
+    the relative errors.
+
+    In a large model's grid of one batch and context launches and reading the weights are both the same in every step, so that
+    noise would share them out: then it is taken to be reading. Several contexts or batches tell them apart.
+    """
     n, d, b, c, t = np.array([(p.nodes, p.depth, p.batch, p.context, p.seconds) for p in grid.points]).T
     dtype = grid.dtype if grid.dtype in BYTES else "float32"
     plain = replace(Roofline(grid.device, shape, 1.0, 1.0, dtype=dtype, kv_dtype=dtype), max_nodes=int(n.max()))
@@ -128,7 +133,7 @@ def fit_roofline(grid: LatencyGrid, shape: ModelShape) -> Roofline:
         return replace(plain, bandwidth=bandwidth, flops=flops, overhead=overhead, per_head_overhead=per_head)
 
     def errors(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        return model(x).seconds(n, d, b, c) / t - 1
+        return np.append(model(x).seconds(n, d, b, c) / t - 1, DOUBT * np.exp(x[2]) / fastest)
 
     fastest = t.min()
     tries = [
@@ -162,6 +167,9 @@ def model_device(
         overhead, per_head_overhead: seconds; fitted where a grid was measured, see :func:`fit_roofline`.
         achieved: share of the data sheet's bandwidth and rate that is reached.
     """
+    for seconds in (overhead, per_head_overhead):
+        if not 0 <= seconds < np.inf:
+            raise InputError(f"--launch-overhead: {1e3 * seconds} ms is no time")
     if not 0 < achieved <= 1:
         raise InputError(f"--achieved {achieved}: a share of the data sheet's rates, above 0 and at most 1")
     for option, value in (("--weight-dtype", dtype), ("--kv-dtype", kv_dtype or dtype)):

@@ -98,7 +98,8 @@ def joint_frequencies(trace: RankTrace, kappa: float, positions: npt.NDArray[np.
         if path not in frequency:
             frequency[path] = float(expand(path[:-1])[path[-1]])
         shrunk = counts.children(path) + kappa * accuracy[len(path)]
-        return frequency[path] * shrunk / (counts.of(path) + kappa)
+        # a share of a share may round to an ulp above it, and a child must never stand before its parent
+        return np.minimum(frequency[path] * shrunk / (counts.of(path) + kappa), frequency[path])
 
     return expand
 
@@ -106,11 +107,13 @@ def joint_frequencies(trace: RankTrace, kappa: float, positions: npt.NDArray[np.
 def choose_kappa(trace: RankTrace) -> float:
     """The shrinkage of KAPPAS under which half of the sequences best predict the ranks of the other half.
 
-    Infinity is the product estimator. Even and odd sequences take turns; MISS counts as one more rank, and a
+    Infinity is the product estimator. Even and odd sequences take turns, or the halves of a single one; MISS counts as one more rank, and a
     path ends at its first MISS, as nothing behind it can be accepted.
     """
     sample = trace.sample(ENOUGH)
     odd = np.repeat(np.arange(len(sample.lengths)) % 2 == 1, sample.lengths)
+    if len(sample.lengths) == 1:  # then one half of it
+        odd = np.arange(sample.positions) >= sample.positions // 2
     total = np.zeros(len(KAPPAS))
     for fitting in (odd, ~odd):
         fit, test = np.flatnonzero(fitting), np.flatnonzero(~fitting)

@@ -19,10 +19,11 @@ class ModelShape:
 
     layer_params: weights of all layers, read once a step (experts apart).
     output_params: weights of the output layer, V x d.
-    head_params: weights of one Medusa head.
+    head_params: weights of one Medusa head, or of what else drafts one more level.
     heads: H.
     expert_params, experts, experts_per_token: weights of all experts of all layers, how many a layer has and how
         many of them a token uses; 0 where there are none.
+    input_params: weights of the input table where the output layer is not the same: held, but a step reads a few rows only.
     """
 
     layers: int
@@ -38,11 +39,13 @@ class ModelShape:
     expert_params: int = 0
     experts: int = 0
     experts_per_token: int = 0
+    input_params: int = 0
 
     @property
     def parameters(self) -> int:
-        """All weights that a device must hold, heads included, one table for input and output tokens."""
-        return self.layer_params + self.expert_params + self.output_params + self.heads * self.head_params
+        """All weights that a device must hold, heads included."""
+        tables = self.input_params + self.output_params
+        return self.layer_params + self.expert_params + tables + self.heads * self.head_params
 
     @property
     def kv_values(self) -> int:
@@ -74,22 +77,38 @@ class ModelShape:
             raise InputError(f"{where}: the model's shape cannot be read ({error}); calibrate again") from None
 
     @classmethod
-    def from_config(cls, config: dict[str, Any], heads: int, blocks: int = 1, where: str = "config.json") -> ModelShape:
-        """The shape that a Hugging Face ``config.json`` describes, with ``heads`` Medusa heads of ``blocks`` residual
-        blocks and an own output layer each.
+    def from_config(
+        cls, config: Any, heads: int, head_params: int | None = None, where: str = "config.json"
+    ) -> ModelShape:
+        """The shape that a Hugging Face ``config.json`` describes, with ``heads`` Medusa heads of one residual block and an own
+        output layer each, or of ``head_params`` weights.
 
         Biases and norms, a few thousandths of the weights, are left out.
 
         Raises:
-            InputError: names the field that is missing.
+            InputError: names the field that is missing, or that stands for a form of layer whose size is not worked out here.
         """
-        config = config.get("text_config", config)
+        if isinstance(config, dict):
+            config = config.get("text_config") or config
+        if not isinstance(config, dict):
+            raise InputError(f"{where}: holds no object; give the config.json of a causal LM")
 
         def get(*names: str) -> int:
             for name in names:
                 if isinstance(config.get(name), int):
                     return int(config[name])
             raise InputError(f'{where}: field "{names[0]}" is missing; give the config.json of a causal LM')
+
+        for name in OTHER_FORMS:
+            if config.get(name):
+                raise InputError(
+                    f'{where}: field "{name}" is of a layer whose size cannot be told from its config here; calibrate the model, '
+                    "which counts its weights"
+                )
+        if not isinstance(config.get("intermediate_size") or 0, int):
+            raise InputError(
+                f'{where}: field "intermediate_size" is one a layer; calibrate the model, which counts its weights'
+            )
 
         layers, hidden = get("num_hidden_layers", "n_layer"), get("hidden_size", "n_embd")
         query_heads, vocab = get("num_attention_heads", "n_head"), get("vocab_size")
@@ -103,9 +122,13 @@ class ModelShape:
         return cls(
             layers=layers, hidden_size=hidden, query_heads=query_heads, kv_heads=kv_heads, head_dim=head_dim, vocab_size=vocab,
             layer_params=layers * (attention + (0 if experts else matrices * hidden * inner)),
-            output_params=vocab * hidden, head_params=blocks * hidden * hidden + vocab * hidden, heads=heads,
+            output_params=vocab * hidden, heads=heads,
+            head_params=hidden * hidden + vocab * hidden if head_params is None else head_params,
             expert_params=layers * mlp, experts=experts, experts_per_token=get("num_experts_per_tok") if experts else 0,
+            input_params=0 if config.get("tie_word_embeddings", True) else vocab * hidden,
         )  # fmt: skip
 
 
+# Latent KV caches, shared experts, one key-value head under another name.
+OTHER_FORMS = ("kv_lora_rank", "n_shared_experts", "shared_expert_intermediate_size", "multi_query", "num_kv_heads")
 TWO_MATRIX_MLPS = ("gpt2", "gpt_neox", "gptj", "opt", "phi", "falcon", "starcoder2", "bloom")  # no gate

@@ -16,6 +16,8 @@ from medusa_runtime.rules import GREEDY, Rule
 from .bootstrap import bootstrap
 from .table import MISS, RankTable
 
+FEW = 8  # sequences: of fewer, resampling says little, as whole sequences are drawn
+
 
 @dataclass(frozen=True)
 class RankTrace:
@@ -78,7 +80,14 @@ class RankTrace:
 
     @classmethod
     def merge(cls, traces: Sequence[RankTrace]) -> RankTrace:
-        """One trace of several taken with the same heads and rule; K is the smallest of theirs."""
+        """One trace of several taken with the same heads and rule; K is the smallest of theirs.
+
+        Raises:
+            InputError: another number of heads, or another rule.
+        """
+        if len({(t.heads, t.acceptance) for t in traces}) > 1:
+            told = ", ".join(f"{t.heads} heads, {t.acceptance}" for t in traces)
+            raise InputError(f"rank traces of one drafter and rule can be merged, not these: {told}")
         candidates = min(t.candidates for t in traces)
         sequences = [np.where(s < candidates, s, MISS).astype(np.int16) for t in traces for s in t.sequences()]
         held_out = np.concatenate([t.held_out for t in traces]).tolist()

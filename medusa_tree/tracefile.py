@@ -1,4 +1,4 @@
-"""Rank traces from elsewhere: read .npz and JSON lines, and name the row that is wrong.
+"""Rank traces in files: read .npz and JSON lines, and name the row that is wrong; write .npz.
 
 The same mathematics serves any drafter whose guesses are ranked at each depth: Medusa, Hydra, EAGLE-1, block diffusion.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medusa_runtime.errors import InputError
+from medusa_runtime.files import write_beside
 
 from .table import MISS
 from .trace import RankTrace
@@ -42,6 +44,14 @@ def read_trace(path: Path, seed: int = 0) -> RankTrace:
     raise InputError(f"{path}: a rank trace is an .npz or a .jsonl; docs/formats.md shows both")
 
 
+def save_trace(path: Path, trace: RankTrace) -> None:
+    """Write the ranks as :func:`read_trace` reads them; whole or not at all."""
+    with write_beside(path) as beside, beside.open("wb") as file:
+        np.savez_compressed(
+            file, ranks=trace.ranks, starts=trace.starts, held_out=trace.held_out, candidates=np.array(trace.candidates)
+        )
+
+
 def load_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     """All arrays of an .npz; nothing pickled.
 
@@ -55,7 +65,7 @@ def load_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
         raise InputError(
             f"{path}: cannot be read ({error.strerror or error}); give the .calibration.npz that calibrate wrote, or a rank trace"
         ) from None
-    except (ValueError, KeyError, zipfile.BadZipFile, EOFError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
             f"{path}: not a calibration or rank trace ({error}); give the .calibration.npz that calibrate wrote"
         ) from None
@@ -76,12 +86,12 @@ def trace_of(arrays: Mapping[str, npt.NDArray[Any]], path: Path, seed: int = 0) 
         raise InputError(
             f'{path}: array "starts" is {starts.dtype} of shape {starts.shape}; it must be whole numbers, (sequences + 1,)'
         )
-    if ranks.min(initial=MISS) < MISS or ranks.max(initial=0) > LARGEST_RANK:
+    if ranks.size and (ranks.min() < MISS or ranks.max() > LARGEST_RANK):
         p, k = np.argwhere((ranks < MISS) | (ranks > LARGEST_RANK))[0]
         raise InputError(
             f"{path}: position {p}, head {k + 1} has rank {ranks[p, k]}; ranks count from 0 to {LARGEST_RANK}, a miss is {MISS}"
         )
-    candidates = arrays.get("candidates", ranks.max(initial=0) + 1)
+    candidates = arrays.get("candidates", np.array(1 + max(0, int(ranks.max(initial=0)))))
     if candidates.shape or not np.issubdtype(candidates.dtype, np.integer) or candidates < 1:
         raise InputError(f'{path}: "candidates" is {candidates!r}; it must be K, one whole number, 1 or more')
     held = arrays.get("held_out", draw(len(starts) - 1, seed))

@@ -71,6 +71,7 @@ class Validation:
             "tokens_per_s": all_of(self.tokens_per_s, self.point.tokens_per_s),
             "speedup": both(self.point.speedup, self.speedup),
             "batch": self.point.batch,
+            "context": self.point.context,
             "nodes": self.point.nodes,
             "depth": self.point.depth,
             "device": self.device,

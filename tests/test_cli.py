@@ -14,11 +14,15 @@ import jsonschema
 import pytest
 from click.testing import CliRunner
 from conftest import tiny_base, tiny_heads
+from test_plan import calibration
 
 from medusa_runtime.checkpoint import save_heads
+from medusa_runtime.treefile import read_tree, write_tree
+from medusa_tree.budget import Budget
 from medusa_tree.bundled import data_path
 from medusa_tree.calibration import load_calibration, save_calibration
 from medusa_tree.cli import main
+from medusa_tree.plan import plan
 from medusa_tree.roofline import fit_roofline
 
 
@@ -159,6 +163,7 @@ def test_a_trace_from_elsewhere_is_checked_planned_and_refused_by_row(calibrated
     path = corpus(tmp_path, "drafter.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
     assert "is a good trace: 4 heads" in words(run("trace", path))
     assert json.loads(run("trace", path, "--json").stdout)["sequences"] == len(rows)
+    assert json.loads(run("trace", calibrated, "--json").stdout)["candidates"] == read.trace.candidates
     out = tmp_path / "t.json"
     assert "give --latency FILE, or --device-model" in words(run("plan", path, "-o", out, code=2))
     assert "give its config.json with --config" in words(run("plan", path, "--device-model", "l40s", "-o", out, code=2))
@@ -175,7 +180,17 @@ def test_a_trace_from_elsewhere_is_checked_planned_and_refused_by_row(calibrated
     assert "Speed over nodes" in page.read_text()
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     on_l40s = ("--device-model", "l40s", "--config", tmp_path / "config.json")
-    run("plan", path, *on_l40s, "--batch", 1, "-o", out)
+    modelled = run("plan", path, *on_l40s, "--batch", 1, "-o", out)
+    assert "Each level drafted is modelled as a Medusa head of 147.8 million weights" in words(modelled)
+    dear = run(
+        "plan", path, *on_l40s, "--batch", 1, "--head-params", 400_000_000, "--json", "-o", tmp_path / "dear.json"
+    )
+    speedups = [
+        d["operating_points"][0]["speedup"]["value"] for d in (json.loads(dear.stdout), json.loads(out.read_text()))
+    ]
+    assert speedups[0] < 0.95 * speedups[1]
+    wide = corpus(tmp_path, "wide.json", json.dumps([[r] for r in range(300)]))
+    run("compare", wide, "plain", "--calibration", path, *on_l40s)
     run("report", out, "--calibration", path, "-o", page)
     assert "Speed over nodes" in page.read_text()
     (modelled, _) = json.loads(run("compare", out, "plain", "--calibration", path, *on_l40s, "--json").stdout)[
@@ -257,6 +272,28 @@ def test_validate_prints_predicted_beside_measured(made):
     output = run("validate", made, "--prompts", 3, "--batch", 2).output
     assert "tree, predicted" in output
     assert "3 of 3 prompts are token for token the plain text" in " ".join(output.split())
+
+
+def test_validate_says_where_predictions_are_for_another_load(made):
+    args = ("validate", made, "--prompts", 2, "--max-new-tokens", 8)
+    assert "No operating point for batch 1, context 4000: validating that of batch 1" in words(
+        run(*args, "--context", 4000)
+    )
+    contents = read_tree(made)
+    far = made.with_name("far.json")
+    try:
+        write_tree(
+            far, replace(contents, operating_points=tuple(replace(p, context=4096) for p in contents.operating_points))
+        )
+        assert "predicted for 4096 tokens in the cache" in words(run("validate", far, *args[2:]))
+    finally:
+        far.unlink()
+
+
+def test_an_export_of_another_load_than_asked_for_says_so(tmp_path):
+    write_tree(tmp_path / "t.json", plan(calibration(), Budget()).contents)
+    assert "this is the tree of batch 1, context 100" in words(run("export", tmp_path / "t.json", "--batch", 64))
+    assert "No operating point" not in run("export", tmp_path / "t.json", "--batch", 1, "--context", 100).output
 
 
 def test_validate_notices_a_changed_corpus(made, model, tmp_path):

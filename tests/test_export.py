@@ -6,11 +6,14 @@ import json
 import pytest
 from conftest import trees
 from hypothesis import given
+from test_plan import calibration
 
 from medusa_runtime import CandidateTree, InputError
+from medusa_tree.budget import Budget
 from medusa_tree.compare import published_tree
-from medusa_tree.export import FORMATS, eagle, hydra, linear, medusa, sglang, tensorrt_llm, vllm
+from medusa_tree.export import FORMATS, eagle, export_tree, hydra, linear, medusa, sglang, tensorrt_llm, vllm
 from medusa_tree.export import json as plain
+from medusa_tree.plan import plan
 
 UNIFORM = CandidateTree(((0,), (1,), (0, 0), (0, 1), (1, 0), (1, 1), (0, 0, 0), (0, 1, 0), (1, 0, 0), (1, 1, 0)))
 
@@ -29,6 +32,23 @@ def test_every_format_takes_the_published_list_or_says_why():
             assert hint
 
 
+def test_the_best_of_n_nodes_is_exported_only_where_the_file_holds_it():
+    free = plan(calibration(), Budget(max_nodes=4)).contents
+    assert len(json.loads(export_tree(free, "medusa", nodes=32)[0])) == 32
+    with pytest.raises(InputError, match=r"best trees of up to 32 nodes; plan with --max-nodes 33"):
+        export_tree(free, "medusa", nodes=33)
+    bound = plan(calibration(), Budget(), engine="linear").contents
+    with pytest.raises(InputError, match="planned within what linear takes"):
+        export_tree(bound, "medusa", nodes=2)
+
+
+def test_sglang_is_told_the_settings_that_were_planned():
+    contents = plan(calibration(), Budget(), engine="sglang").contents
+    point = contents.operating_points[0]
+    assert point.nodes > 0
+    assert json.loads(export_tree(contents, "sglang")[0]) == point.engine
+
+
 @given(trees(width=10))
 def test_lists_hold_every_path_parents_first(tree):
     for engine in (medusa, hydra, eagle):
@@ -39,7 +59,7 @@ def test_lists_hold_every_path_parents_first(tree):
 
 @pytest.mark.parametrize("engine", [medusa, hydra, eagle])
 def test_ranks_over_nine_are_refused(engine):
-    with pytest.raises(InputError, match=r"path \[10\]; calibrate with --candidates 10"):
+    with pytest.raises(InputError, match=r"path \[10\]; plan --engine medusa"):
         engine.export(CandidateTree(((0,), (10,))))
 
 

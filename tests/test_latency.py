@@ -1,6 +1,7 @@
 """Latency: curves through measured points, steps, loads between those measured, and the roofline."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -127,11 +128,29 @@ def test_a_config_tells_what_counting_the_weights_tells(family):
     small = sum(p.numel() for n, p in model.named_parameters() if p.ndim == 1)
     assert told.layer_params == counted - small
     assert told.output_params == output.numel()
+    table = model.get_input_embeddings().weight
+    assert told.input_params == (0 if table is output else table.numel())
 
 
-def test_a_config_that_is_none_is_named():
-    with pytest.raises(InputError, match=r'c\.json: field "num_hidden_layers" is missing'):
-        ModelShape.from_config({}, 4, where="c.json")
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({}, r'c\.json: field "num_hidden_layers" is missing'),
+        ([[0], [1]], r"c\.json: holds no object"),
+        ({"text_config": None}, r'field "num_hidden_layers" is missing'),
+        ({**LLAMA_7B, "kv_lora_rank": 512}, r'field "kv_lora_rank" is of a layer'),
+        ({**LLAMA_7B, "intermediate_size": [1, 2]}, r'field "intermediate_size" is one a layer'),
+    ],
+)
+def test_a_config_that_cannot_be_sized_is_named(config, words):
+    with pytest.raises(InputError, match=words):
+        ModelShape.from_config(config, 4, where="c.json")
+
+
+def test_a_table_of_input_tokens_is_held_where_it_is_not_the_output_layer():
+    tied, own = (ModelShape.from_config({**LLAMA_7B, "tie_word_embeddings": tied}, heads=0) for tied in (True, False))
+    assert own.parameters - tied.parameters == 32000 * 4096
+    assert Roofline("d", own, 1e12, 1e14).seconds(0, 0, 1, 1) == Roofline("d", tied, 1e12, 1e14).seconds(0, 0, 1, 1)
 
 
 def test_the_roofline_of_a_7b_model_is_its_bytes_over_bandwidth():
@@ -168,18 +187,42 @@ def test_experts_are_read_as_tokens_choose_them():
     assert roofline.seconds(8, 0, 1, 1) > 2 * roofline.seconds(0, 0, 1, 1)
 
 
+TRUE = Roofline("d", SHAPE, 80e9, 1e12, overhead=2e-3, per_head_overhead=1e-4, dtype="float32", kv_dtype="float32")
+
+
+def made_by(true, batches, contexts):
+    points = [
+        LatencyPoint(n, d, batch, context, *[float(true.seconds(n, d, batch, context))] * 3)
+        for batch in batches
+        for context in contexts
+        for n in (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)
+        for d in sorted({min(n, 1), min(n, 4)})
+    ]
+    return LatencyGrid(tuple(points), "d", "float32")
+
+
 def test_a_fit_finds_the_roofline_that_made_the_grid():
-    true = Roofline("d", SHAPE, 80e9, 1e12, overhead=2e-3, per_head_overhead=1e-4, dtype="float32", kv_dtype="float32")
-    points = []
-    for batch in (1, 8):
-        for n in (0, 1, 2, 4, 8, 16, 32, 64, 128, 256):
-            for d in {min(n, 1), min(n, 4)}:
-                points.append(LatencyPoint(n, d, batch, 200, *[float(true.seconds(n, d, batch, 200))] * 3))
-    made = LatencyGrid(tuple(points), "d", "float32")
+    made = made_by(TRUE, (1, 8), (200, 4000))
     found = fit_roofline(made, SHAPE)
     assert np.abs(roofline_errors(found, made)).max() < 0.01
-    assert found.bandwidth == pytest.approx(true.bandwidth, rel=0.3)
-    assert found.flops == pytest.approx(true.flops, rel=0.1)
+    assert found.bandwidth == pytest.approx(TRUE.bandwidth, rel=0.1)
+    assert found.flops == pytest.approx(TRUE.flops, rel=0.1)
+    assert found.overhead == pytest.approx(TRUE.overhead, rel=0.1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_one_load_cannot_tell_from_reading_weights_is_not_called_launches(seed):
+    """Of a 7B model, with 1% of noise: else next to all of a step could be, and would be put on another GPU."""
+    rng, shape = np.random.default_rng(seed), ModelShape.from_config(LLAMA_7B, heads=4)
+    true = replace(model_device("a100-sxm-80gb", shape), overhead=1e-3, per_head_overhead=2e-5)
+
+    def found(contexts):
+        points = [p for p in made_by(true, (1,), contexts).points if p.nodes <= 64]
+        noisy = [replace(p, seconds=t, low=t, high=t) for p in points for t in [p.seconds * rng.normal(1, 0.01)]]
+        return fit_roofline(LatencyGrid(tuple(noisy), "d", "bfloat16"), shape).overhead
+
+    assert found((200,)) < 1.2e-3
+    assert found((512, 8192)) == pytest.approx(1e-3, rel=0.35)
 
 
 def test_every_gpu_has_its_figures_and_their_sources():

@@ -7,6 +7,7 @@ from conftest import HEADS, tiny_model
 from test_plan import grid
 from test_search import random_trace
 
+from medusa_runtime import InputError
 from medusa_tree import measure as timing
 from medusa_tree.budget import Budget
 from medusa_tree.calibration import Calibration
@@ -56,6 +57,26 @@ def test_slow_rounds_are_fewer_and_the_bar_still_ends(monkeypatch):
     assert clock.round == 2 * 7
     assert clock.timed[3, 3] == 2 * (2 + BURST * MIN_ROUNDS)
     assert {(p.batch, p.seconds) for p in points if p.nodes == 3 == p.depth} == {(b, true_cost(3, 3)) for b in (1, 2)}
+
+
+def test_a_load_for_which_memory_does_not_suffice_is_left_out(monkeypatch):
+    clock, real, told = Clock(monkeypatch), timing.prefill, []
+
+    def prefill(model, prompts, *args, **kwargs):
+        if len(prompts) > 2:
+            raise InputError("out of memory")
+        return real(model, prompts, *args, **kwargs)
+
+    monkeypatch.setattr(timing, "prefill", prefill)
+    loads = {"batches": (2, 64), "contexts": (8, 16), "rounds": 3, "progress": clock.tick}
+    grid = measure(tiny_model(), 4, **loads, leave_out=lambda load, why: told.append((load, str(why))))
+    assert grid.loads() == [(2, 8), (2, 16)]
+    assert told == [((64, 8), "out of memory"), ((64, 16), "out of memory")]
+    assert clock.round == 4 * 3
+    with pytest.raises(InputError, match="out of memory"):
+        measure(tiny_model(), 4, **loads)
+    with pytest.raises(InputError, match="out of memory"):
+        measure(tiny_model(), 4, batches=(64,), leave_out=print)
 
 
 def test_trees_too_slow_to_win_are_not_timed(monkeypatch):

@@ -130,6 +130,47 @@ def test_on_a_device_model_the_batch_is_found_beyond_those_planned():
     assert {p.latency for p in made.contents.operating_points} == {"modelled"}
     assert made.contents.provenance["modelled"]["bandwidth"] == 3e12
     assert Roofline.from_json(made.contents.provenance["modelled"]) == modelled(bandwidth=3e12, flops=4e14).latency
+    assert f"--batch {batch} plans for it." in " ".join(notes(modelled(bandwidth=3e12, flops=4e14), made))
+    with pytest.raises(InputError, match=r"plain decoding alone takes .* \(modelled\)$"):
+        plan(modelled(bandwidth=3e12, flops=4e14), Budget(seconds=1e-4), [(1, 512)])
+
+
+def test_where_only_the_budget_keeps_trees_out_plain_decoding_is_not_called_fastest():
+    """And no tree is said to win everywhere where one batch has none."""
+    calibrated = calibration(loads=[(1, 100), (2, 100)])
+    step = calibrated.latency.curve(2, 100).plain.seconds
+    made = plan(calibrated, Budget(seconds=1.001 * step))
+    nodes, limits = zip(*((p.nodes, p.limit) for p in made.contents.operating_points), strict=True)
+    assert nodes[1] == 0
+    assert limits[1] == "latency"
+    assert made.plain_from == {100: None}
+    said = " ".join(notes(calibrated, made))
+    assert "fastest from batch" not in said
+    assert "at every batch tried" not in said
+
+
+@pytest.mark.parametrize("tight", [{"max_nodes": 1}, {"max_depth": 1}, {"max_nodes": 1, "seconds": 16e-3}])
+def test_what_is_said_to_admit_a_tree_does(tight):
+    """Every bound that keeps the cheapest tree out is named with what it would have to be."""
+    calibrated = calibration(cost=lambda nodes, depth: 17.5e-3)  # so that one head's guesses alone do not pay
+    made = plan(calibrated, Budget(**tight))
+    (point,) = made.contents.operating_points
+    assert point.nodes == 0
+    (line,) = (n for n in notes(calibrated, made) if "nearest feasible" in n)
+    wider = dict(re.findall(r"--(max-nodes|max-depth|budget) ([\d.]+)", line))
+    budget = Budget(
+        seconds=float(wider["budget"]) / 1e3 if "budget" in wider else tight.get("seconds"),
+        max_nodes=int(wider["max-nodes"]) if "max-nodes" in wider else tight.get("max_nodes"),
+        max_depth=int(wider["max-depth"]) if "max-depth" in wider else tight.get("max_depth"),
+    )
+    assert plan(calibrated, budget).contents.operating_points[0].nodes > 0
+
+
+def test_few_held_out_sequences_are_said_to_be_few():
+    trace = random_trace(0, sequences=4, length=50)
+    few = Calibration(trace, grid(), {})
+    assert "Only 1 sequence held out" in " ".join(notes(few, plan(few, Budget())))
+    assert "held out:" not in " ".join(notes(calibration(), plan(calibration(), Budget())))
 
 
 def test_more_batch_never_wants_more_nodes_on_a_device_model():
@@ -155,7 +196,7 @@ def test_memory_bounds_the_tree_the_batch_and_says_what_is_nearest():
         plan(calibrated, Budget(memory=weights / 2), [(1, 512)])
     with pytest.raises(InputError, match="batch 1 at context "):
         plan(calibrated, Budget(memory=small), [(1, 5120)])
-    with pytest.raises(InputError, match="calibrate again"):
+    with pytest.raises(InputError, match="shape is not known here"):
         plan(calibration(), Budget(memory=1e9))
 
 

@@ -1,5 +1,6 @@
 """Rank traces from elsewhere: both formats say the same, and a bad row is named."""
 
+import io
 import json
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from test_search import random_trace
 
 from medusa_runtime import InputError
-from medusa_tree.tracefile import read_trace
+from medusa_tree.tracefile import read_trace, save_trace
 
 
 def write_npz(path, trace, **changes):
@@ -112,10 +113,16 @@ def test_bad_lines_are_named_with_their_row(tmp_path, at, row, words):
     assert str(path) in str(caught.value)
 
 
+def npy():
+    file = io.BytesIO()
+    np.save(file, np.zeros((4, 2), dtype=np.int16))
+    return file.getvalue()
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("t.csv", b"1", "an .npz or a .jsonl"), ("t.npz", b"PK\x03\x04 cut", "not a calibration or rank trace"), ("t.npz", b"", "not a calibration"),
+        ("t.npz", npy(), "not a calibration or rank trace"), ("t.csv", b"1", "an .npz or a .jsonl"), ("t.npz", b"PK\x03\x04 cut", "not a calibration or rank trace"), ("t.npz", b"", "not a calibration"),
         ("t.jsonl", b"\n\n", "no sequence in it"),
     ],
 )  # fmt: skip
@@ -131,3 +138,20 @@ def test_pickled_arrays_are_not_opened(tmp_path):
     np.savez(tmp_path / "t.npz", ranks=np.array([{"a": 1}], dtype=object), starts=np.array([0, 1]))
     with pytest.raises(InputError, match="not a calibration or rank trace"):
         read_trace(tmp_path / "t.npz")
+
+
+def test_unsigned_ranks_without_a_miss_are_ranks(tmp_path):
+    ranks = np.zeros((360, 3), dtype=np.uint8)
+    read = read_trace(write_npz(tmp_path / "t.npz", random_trace(0), ranks=ranks, candidates=None))
+    assert read.candidates == 1
+    assert read.ranks.dtype == np.int16
+
+
+def test_a_trace_survives_its_file(tmp_path):
+    trace = random_trace(0)
+    save_trace(tmp_path / "t.npz", trace)
+    read = read_trace(tmp_path / "t.npz")
+    assert [p.name for p in tmp_path.iterdir()] == ["t.npz"]
+    assert (read.candidates, read.lengths.tolist()) == (trace.candidates, trace.lengths.tolist())
+    np.testing.assert_array_equal(read.ranks, trace.ranks)
+    np.testing.assert_array_equal(read.held_out, trace.held_out)

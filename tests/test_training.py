@@ -354,7 +354,7 @@ def test_long_rows_are_cut_and_documents_are_held_out_whole():
     assert not {r.group for r in train} & {r.group for r in held}
     assert len(train) + len(held) == 30
     assert len(held) == 6
-    with pytest.raises(InputError, match="all is of one document.*--eval FILE"):
+    with pytest.raises(InputError, match=r"all is of one document.*--eval FILE"):
         split(rows[:3], 0.2, seed=0)
 
 

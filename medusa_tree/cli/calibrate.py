@@ -65,6 +65,7 @@ def calibrate(
     from medusa_tree.choose import contenders
     from medusa_tree.corpus import hold_out, read_corpus, tokenize
     from medusa_tree.plan import plan
+    from medusa_tree.tracefile import save_trace
 
     from .finish import finish_plan
 
@@ -98,10 +99,20 @@ def calibrate(
         timing = bars.add_task("Timing steps (rounds)", total=rounds * len(batch) * len(contexts), start=False)
         trace = take_trace(loaded, rows, held, max_new_tokens, candidates, rule, lambda n: bars.advance(profiling, n))
         bars.start_task(timing)
-        latency = measure(
-            loaded, largest, candidates, batch, contexts, rounds, seed, lambda n: bars.advance(timing, n), rule,
-            contenders(trace, largest, Budget(ratio, seconds, max_nodes, max_depth)),
-        )  # fmt: skip
+        left_out: list[str] = []
+        try:
+            latency = measure(
+                loaded, largest, candidates, batch, contexts, rounds, seed, lambda n: bars.advance(timing, n), rule,
+                contenders(trace, largest, Budget(ratio, seconds, max_nodes, max_depth)),
+                lambda load, why: left_out.append(f"batch {load[0]}, context {load[1]}: {why}"),
+            )  # fmt: skip
+        except (InputError, KeyboardInterrupt):
+            kept = output.with_name(f"{output.stem}.trace.npz")
+            save_trace(kept, trace)
+            stderr().print(f"Wrote {kept}, the ranks profiled so far: plan from it with --latency or --device-model.")
+            raise
+    for load in left_out:
+        stderr().print(f"[yellow]Left out: {load}.[/yellow]")
     record = provenance(
         loaded, model, heads, corpus, texts, held_out=held_out, seed=seed, max_new_tokens=max_new_tokens, rule=rule
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -34,13 +35,17 @@ def compare(
     from medusa_tree.compare import compare as run
     from medusa_tree.compare import contender, fit_to_heads
     from medusa_tree.report import compared_json, comparison_table
+    from medusa_tree.roofline import Roofline
 
     read, measured = read_source(calibration, source_of_latency)
     _, held = read.trace.split()
     first = (1, 2048) if measured is None else measured.loads()[0]
     load = (batch or first[0], context or first[1])
     contenders = [fit_to_heads(*contender(text, load), held) for text in trees]
-    rows = run(contenders, held, read.latency.curve(*load), load, read.latency.kind)
+    latency = read.latency
+    if isinstance(latency, Roofline):  # knows any size
+        latency = replace(latency, max_nodes=max(latency.max_nodes, *(tree.nodes for _, tree in contenders)))
+    rows = run(contenders, held, latency.curve(*load), load, latency.kind)
     if as_json:
         print(json.dumps({"compared": [compared_json(row) for row in rows]}, indent=2))
         return

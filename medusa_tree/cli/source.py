@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ class LatencySource:
     config: Path | None
     weight_dtype: str | None
     kv_dtype: str | None
+    head_params: int | None
     launch_overhead: float | None
     achieved: float | None
 
@@ -37,7 +38,7 @@ class LatencySource:
         """InputError where two options do not go together."""
         from medusa_runtime.errors import InputError
 
-        about_the_model = ("config", "weight_dtype", "kv_dtype", "launch_overhead", "achieved")
+        about_the_model = ("config", "weight_dtype", "kv_dtype", "head_params", "launch_overhead", "achieved")
         idle = [name for name in about_the_model if getattr(self, name) is not None]
         if self.device_model is None and idle:
             raise InputError(f"--{idle[0].replace('_', '-')} is for a modelled device; name one with --device-model")
@@ -55,7 +56,8 @@ def latency_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     for option in (
         click.option("--achieved", type=float, help="Share of the data sheet's rates that is reached.  [default: 0.8]"),
-        click.option("--launch-overhead", type=float, metavar="MS", help="Modelled launches a step.  [default: as fitted on a GPU]"),
+        click.option("--launch-overhead", type=click.FloatRange(min=0), metavar="MS", help="Modelled launches a step.  [default: as fitted on a GPU]"),
+        click.option("--head-params", type=click.IntRange(min=0), help="Weights read for each level drafted.  [default: a Medusa head's]"),
         click.option("--kv-dtype", help="Of the modelled KV cache.  [default: as the weights]"),
         click.option("--weight-dtype", help="Of the modelled weights.  [default: as calibrated]"),
         click.option("--config", type=FILE, help="config.json of the model to put there.  [default: the calibrated one]"),
@@ -135,18 +137,28 @@ def _model(
         there = ModelShape.from_config(_read_json(source.config), trace.heads, where=str(source.config))
     if there is None:
         raise InputError("--device-model: the model's shape is not in this file; give its config.json with --config")
+    if source.head_params is not None:
+        there = replace(there, head_params=source.head_params)
+    elif shape is None:
+        stderr().print(
+            f"[yellow]Each level drafted is modelled as a Medusa head of {there.head_params / 1e6:.4g} million weights; "
+            "--head-params N sets what your drafter reads for one.[/yellow]"
+        )
     overhead, per_head = 0.0, 0.0
     if source.launch_overhead is not None:
         overhead = source.launch_overhead / 1e3
-    elif measured is not None and measured.gpu and shape is not None:
+    elif measured is not None and measured.gpu and shape is not None and len(measured.loads()) > 1:
         fitted = fit_roofline(measured, shape)
         overhead, per_head = fitted.overhead * there.layers / shape.layers, fitted.per_head_overhead
         stderr().print(
             f"Modelled launch overhead: {1e3 * overhead:.3g} ms a step, as fitted on {fitted.device}; --launch-overhead MS sets another."
         )
     else:
+        why = "none was measured on a GPU"
+        if measured is not None and measured.gpu:
+            why = "a grid of one batch and context does not tell it from reading weights (calibrate with several --context)"
         stderr().print(
-            "[yellow]No launch overhead is known, as none was measured on a GPU: modelled with none; --launch-overhead MS sets one.[/yellow]"
+            f"[yellow]No launch overhead is known, as {why}: modelled with none; --launch-overhead MS sets one.[/yellow]"
         )
     known = measured.dtype if measured is not None and measured.dtype in BYTES else "bfloat16"
     return model_device(

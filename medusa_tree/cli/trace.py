@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from .common import FILE, stderr, stdout
+from .source import read_parts
 
 
 @click.command()
@@ -16,9 +17,8 @@ from .common import FILE, stderr, stdout
 def trace(file: Path, as_json: bool) -> None:
     """Check FILE, a rank trace (.npz or .jsonl) of any drafter, and print each head's accuracy; a bad row is named."""
     from medusa_tree.report import accuracy_json, accuracy_table
-    from medusa_tree.tracefile import read_trace
 
-    read = read_trace(file)
+    read, *_ = read_parts(file)
     if as_json:
         print(json.dumps({
             "positions": read.positions, "sequences": len(read.lengths), "held_out": int(read.held_out.sum()), "heads": read.heads,

@@ -18,6 +18,7 @@ from .common import FILE, device_options, load_model, progress_bars, stderr, std
 @click.option(
     "--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Which operating point to validate."
 )
+@click.option("--context", type=click.IntRange(min=1), help="At which context.  [default: the prompts' own middle]")
 @click.option("--model", help="Folder or Hub id.  [default: the one the tree was made for]")
 @click.option("--heads", help="Folder or Hub id.  [default: the ones the tree was made for]")
 @click.option("--corpus", help="Prompts.  [default: the held-out part of those it was made on]")
@@ -25,7 +26,7 @@ from .common import FILE, device_options, load_model, progress_bars, stderr, std
 @device_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def validate(
-    tree: Path, prompts: int, max_new_tokens: int | None, batch: int, model: str | None, heads: str | None, corpus: str | None,
+    tree: Path, prompts: int, max_new_tokens: int | None, batch: int, context: int | None, model: str | None, heads: str | None, corpus: str | None,
     seed: int | None, device: str | None, dtype: str | None, trust_remote_code: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Decode held-out prompts with TREE and plainly, by the rule that it was calibrated under, and compare text, acceptance
@@ -71,11 +72,18 @@ def validate(
     from medusa_tree.report import validation_table
     from medusa_tree.validate import validate as run
 
-    rows = tokenize(texts[:prompts], loaded.tokenizer, max(1, (loaded.max_context or 1 << 30) - tokens))
-    point = contents.point(batch, sorted(map(len, rows))[len(rows) // 2] + tokens // 2)
-    if point.batch != batch:
+    room = (loaded.max_context or 1 << 30) - tokens - loaded.num_heads  # as calibrate cuts them
+    rows = tokenize(texts[:prompts], loaded.tokenizer, max(1, room))
+    middle = sorted(map(len, rows))[len(rows) // 2] + tokens // 2
+    point = contents.point(batch, context or middle)
+    if point.batch != batch or context not in (None, point.context):
         stderr().print(
-            f"[yellow]No operating point for batch {batch}: validating that of batch {point.batch}.[/yellow]"
+            f"[yellow]No operating point for batch {batch}{f', context {context}' if context else ''}: validating that of batch {point.batch}, "
+            f"context {point.context}.[/yellow]"
+        )
+    if not middle / 2 <= point.context <= 2 * middle:
+        stderr().print(
+            f"[yellow]Step latency is predicted for {point.context} tokens in the cache; with these prompts there are about {middle}.[/yellow]"
         )
     here = (device_name(loaded.device), str(loaded.dtype).removeprefix("torch."))
     if here != (made["device"], made["dtype"]):

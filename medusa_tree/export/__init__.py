@@ -7,6 +7,7 @@ the tree, with the reason and the mend. The hint is a line for people: where the
 from __future__ import annotations
 
 from collections.abc import Callable
+from json import dumps as json_text
 
 from medusa_runtime.errors import InputError
 from medusa_runtime.tree import CandidateTree
@@ -36,11 +37,27 @@ def export_tree(
     """
     if name not in FORMATS:
         raise InputError(f"--format {name!r} is not known; formats: {', '.join(FORMATS)}")
-    if nodes is not None and nodes > len(contents.paths):
-        raise InputError(f"--nodes {nodes}: the file has {len(contents.paths)} paths; plan with --max-nodes {nodes}")
-    tree = contents.tree(batch, context) if nodes is None else CandidateTree(contents.paths).cut(nodes)
+    point = contents.point(batch, context)
+    tree = contents.tree_of(point) if nodes is None else _best_of(contents, nodes)
     if tree.nodes == 0:
         raise InputError(
             f"at batch {batch} plain decoding is fastest, so there is no tree to export; --nodes N exports the best of N nodes"
         )
-    return FORMATS[name](tree)
+    text, hint = FORMATS[name](tree)
+    made_for = contents.provenance.get("plan", {}).get("engine")
+    return (json_text(point.engine), hint) if name == made_for == "sglang" and nodes is None else (text, hint)
+
+
+def _best_of(contents: TreeFile, nodes: int) -> CandidateTree:
+    """The first ``nodes`` paths, where these are the best tree of that size."""
+    made = contents.provenance.get("plan", {})
+    if made.get("engine"):
+        raise InputError(
+            f"--nodes {nodes}: the file was planned within what {made['engine']} takes, and holds those trees only; plan with --max-nodes {nodes}"
+        )
+    most = min(made.get("prefixes_to") or len(contents.paths), len(contents.paths))
+    if nodes > most:
+        raise InputError(
+            f"--nodes {nodes}: the file has the best trees of up to {most} nodes; plan with --max-nodes {nodes}"
+        )
+    return CandidateTree(contents.paths).cut(nodes)

@@ -27,5 +27,5 @@ def check_top_10(tree: CandidateTree, engine: str) -> None:
     beyond = next((p for p in level_order(tree) if max(p) > 9), None)
     if beyond is not None:
         raise InputError(
-            f"{engine} keeps the top 10 of each head, ranks 0..9, but the tree has path {list(beyond)}; calibrate with --candidates 10"
+            f"{engine} keeps the top 10 of each head, ranks 0..9, but the tree has path {list(beyond)}; plan --engine medusa finds the best tree of those"
         )

@@ -14,7 +14,7 @@ def export(tree: CandidateTree) -> tuple[str, str]:
         beyond = [rank for rank in first if rank > missing]
         raise InputError(
             f"TensorRT-LLM takes first-level ranks without gaps from 0, but [{missing}] is not in the tree while [{beyond[0]}] is; "
-            f"export fewer nodes with --nodes, or add [{missing}] to the paths"
+            "plan --engine tensorrt-llm finds the best such tree"
         )
     return (
         list_of_lists(tree),

@@ -22,7 +22,7 @@ def export(tree: CandidateTree) -> tuple[str, str]:
             raise InputError(
                 f"vLLM takes only trees in which all nodes of a level have the same number of children, ranks from 0: "
                 f"{list(level[0]) or 'the root'} has ranks {children[level[0]]} below it, {list(odd)} has {children[odd]}; "
-                "export a chain or a uniform tree, e.g. after plan --max-depth 1"
+                "plan --engine vllm finds the best such tree"
             )
     literal = "[" + ", ".join(map(str, level_order(tree))) + "]"
     config = {"num_speculative_tokens": tree.nodes, "speculative_token_tree": literal}
