@@ -220,7 +220,8 @@ def main() -> None:
             room = max(nodes) + 1 + (args.burst + 3) * (args.heads + 1)
             try:
                 state = filled(model, batch, context, room)
-                runs = {n: stepper(model, state, tree, GREEDY) for n, tree in trees.items()}
+                for n, tree in trees.items():
+                    runs[n] = stepper(model, state, tree, GREEDY, runs.values())
                 times = time_steps(runs, state, context, args.rounds, args.burst)
             except InputError as error:
                 points.append({**here, "skipped": str(error)})

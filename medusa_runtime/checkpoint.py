@@ -119,8 +119,11 @@ def _full_checkpoint_heads(where: str) -> dict[str, Tensor]:
     """The ``medusa_head.`` tensors of a full checkpoint, read from its shards without loading the rest."""
     index = fetch(where, INDEX)
     if index is not None:
-        weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
-        names = sorted({file for key, file in weight_map.items() if key.startswith(PREFIX)})
+        try:
+            weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
+            names = sorted({file for key, file in weight_map.items() if key.startswith(PREFIX)})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{index}: not an index of safetensors ({error}); download or save it again") from None
     else:
         names = [WEIGHTS]
     state = {}

@@ -91,7 +91,7 @@ class Readback:
         self.host = tokens, emitted
         if self.event is not None:
             self.host = _pinned(tokens), _pinned(emitted)
-            self.event.record()
+            self.event.record(torch.cuda.current_stream(tokens.device))
 
     def wait(self) -> tuple[list[list[int]], list[int]]:
         """tokens (B, D + 1) and emitted (B,) as lists."""
@@ -236,6 +236,9 @@ def stream(
                 added.append(new)
             space.state.cache.slots.expect(0, len(flying) * (tree.depth + 1), lengths)
             yield added
+    except InputError:  # what is not a number in a cache would spread to whoever gets it next
+        space = Workspace()
+        raise
     finally:
         model.workspace = space if model.fixed else None
 

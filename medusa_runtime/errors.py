@@ -32,5 +32,5 @@ def out_of_memory(what: str, device: torch.device) -> Iterator[None]:
             free, total = torch.cuda.mem_get_info(device)
             has = f" {device} has {free / 2**30:.2f} GiB free of {total / 2**30:.2f}."
         raise InputError(
-            f"out of memory: {what}.{has} Take fewer sequences at a time, fewer new tokens, a smaller tree, or a smaller dtype"
+            f"out of memory: {what}.{has} Take fewer sequences at a time, fewer new tokens, a smaller tree or model, or a smaller dtype"
         ) from None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -23,30 +25,53 @@ ROUND = 256  # cache slots are rounded up to so many, that requests of like leng
 KEPT = 8  # graphs of a workspace; a seed is part of a sampling rule, so vary the streams and not the seed
 
 
+class WaitsForDevice(RuntimeError):
+    """A model's pass reads a value on the host, as no graph can: some rotary embeddings and expert layers do."""
+
+
 class StepGraph:
     """One step captured as a CUDA graph for a batch, a tree and a rule. Calling it replays the step.
 
     All that the graph reads and writes stays where it was at the capture: the state, the cache, the tree's arrays and the
     result, which the next replay overwrites. Lengths are read on the device, so one graph serves all of them.
+
+    Args:
+        beside: another graph of the same state. Only one of them runs at a time, so that they share the memory of what lies between.
+
+    Raises:
+        WaitsForDevice: the step cannot be captured.
+        InputError: the tree may not fit into the cache, or memory runs out.
     """
 
-    def __init__(self, model: MedusaModel, state: State, tree: TreeBuffers, rule: Rule) -> None:
+    def __init__(
+        self, model: MedusaModel, state: State, tree: TreeBuffers, rule: Rule, beside: StepGraph | None = None
+    ) -> None:
+        state.cache.slots.check_room(tree.nodes + 1)
         self.state, self.tree = state, tree
         self.stops = state.stops  # the graph reads this tensor: it must live as long
         batch, device = len(state.root), state.root.device
+        what = f"a step of {batch} sequence(s) x {tree.nodes + 1} tokens"
         before = [t.clone() for t in state.tensors()]
-        with out_of_memory(f"a step of {batch} sequence(s) x {tree.nodes + 1} tokens", device), torch.inference_mode():
-            stream = torch.cuda.Stream(device)
-            stream.wait_stream(torch.cuda.current_stream(device))
-            with torch.cuda.stream(stream):
-                for _ in range(WARM_UP):
-                    self._restore(before)
-                    device_step(model, state, tree, rule)
+        with torch.cuda.device(device), out_of_memory(what, device), torch.inference_mode():
+            self.stream: torch.cuda.Stream = torch.cuda.Stream(device) if beside is None else beside.stream
+            self.stream.wait_stream(torch.cuda.current_stream())
+            try:
+                with torch.cuda.stream(self.stream):
+                    for i in range(WARM_UP):
+                        with _no_waiting() if i else nullcontext():
+                            device_step(model, state, tree, rule)
+                        self._restore(before)
+            finally:
+                torch.cuda.current_stream().wait_stream(self.stream)
                 self._restore(before)
-            torch.cuda.current_stream(device).wait_stream(stream)
             self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph, pool=model.graph_pool):
+            pool = None if beside is None else beside.graph.pool()
+            # cuBLAS keeps a workspace a stream, wherever it was first needed. The graph must have its own, in its own memory, and
+            # leave none behind: another graph's end, or an eager step, would else free or write what this one still uses.
+            torch._C._cuda_clearCublasWorkspaces()
+            with torch.cuda.graph(self.graph, pool=pool, stream=self.stream):
                 self.result = device_step(model, state, tree, rule)
+            torch._C._cuda_clearCublasWorkspaces()
             self._restore(before)
 
     def _restore(self, before: list[Tensor]) -> None:
@@ -59,12 +84,42 @@ class StepGraph:
             return self.result
 
 
+@contextmanager
+def _no_waiting() -> Iterator[None]:
+    """WaitsForDevice where something inside waits for the device."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    except RuntimeError as error:
+        if "synchronizing CUDA operation" not in str(error):
+            raise
+        raise WaitsForDevice(str(error)) from error
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
 Step = Callable[[], tuple[Tensor, Tensor]]
 
 
-def stepper(model: MedusaModel, state: State, tree: TreeBuffers, rule: Rule) -> Step:
-    """:func:`step` for this batch, tree and rule: captured where the model's passes can be, else run as it stands."""
-    return StepGraph(model, state, tree, rule) if model.graphs else partial(step, model, state, tree, rule)
+def stepper(model: MedusaModel, state: State, tree: TreeBuffers, rule: Rule, beside: Iterable[Step] = ()) -> Step:
+    """:func:`step` for this batch, tree and rule: captured where the model's passes can be, else run as it stands.
+
+    Args:
+        beside: steps made before of the same state.
+    """
+    if model.graphs:
+        other = next((s for s in beside if isinstance(s, StepGraph)), None)
+        try:
+            return StepGraph(model, state, tree, rule, other)
+        except WaitsForDevice:
+            warnings.warn(
+                f"{model.name}: a pass reads a value on the host, so that steps are not captured in CUDA graphs; they run one kernel "
+                "after the other, which takes longer",
+                stacklevel=2,
+            )
+            model.graphs = False
+    return partial(step, model, state, tree, rule)
 
 
 def whole_slots(model: MedusaModel, capacity: int) -> int:
@@ -99,5 +154,6 @@ class Workspace:
         if key not in self.graphs:
             while len(self.graphs) >= KEPT:
                 self.graphs.pop(next(iter(self.graphs)))
-            self.graphs[key] = stepper(model, self.state, TreeBuffers.of(tree, model.device), rule)
+            buffers = TreeBuffers.of(tree, model.device)
+            self.graphs[key] = stepper(model, self.state, buffers, rule, self.graphs.values())
         return self.graphs[key]

@@ -15,13 +15,14 @@ from .attention import TREE_ATTENTION, AttentionContext
 from .cache import TreeCache
 from .checkpoint import is_heads_repository, load_heads, read_config
 from .decode import Generation, generate
-from .errors import InputError
+from .errors import InputError, out_of_memory
 from .graph import Workspace
 from .heads import MedusaHeads
 from .rules import Rule
 from .tree import CandidateTree
 from .treefile import TreeFile
 
+COMPILED = 64  # shapes of a pass
 SUPPORTED_LAYERS = {"full_attention", "sliding_attention"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -100,7 +101,6 @@ class MedusaModel(nn.Module):
         self._hidden: Tensor | None = None
         self.triton = attention.triton_serves(self.device)
         self.graphs = self.device.type == "cuda" and self._in_one_place()
-        self.graph_pool = torch.cuda.graph_pool_handle() if self.graphs else None
         self.workspace: Workspace | None = None
         self._tree_pass = self._pass
 
@@ -152,8 +152,11 @@ class MedusaModel(nn.Module):
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise InputError(f"{where}: cannot be loaded as a causal LM with its tokenizer: {error}") from None
         if getattr(base, "hf_device_map", None) is None and not kwargs.get("tp_plan"):
-            base = base.to(target)
-        return cls(base, loaded, tokenizer, name=where, heads_name=heads_where)
+            size = sum(w.numel() * w.element_size() for w in base.parameters()) / 2**30
+            with out_of_memory(f"the weights of {where} take {size:.2f} GiB", target):
+                base = base.to(target)
+        with out_of_memory(f"the heads of {heads_where}", target):
+            return cls(base, loaded, tokenizer, name=where, heads_name=heads_where)
 
     @property
     def device(self) -> torch.device:
@@ -195,6 +198,8 @@ class MedusaModel(nn.Module):
         if self.triton:  # first imports cannot be traced
             from . import kv_rows  # noqa: F401
             from .attention import triton_tree  # noqa: F401
+        # A shape is a version of its own, and a tree for each load soon makes more than the compiler's usual few.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED)
         self._tree_pass = torch.compile(self._pass, **{"dynamic": False, **kwargs})
         self.workspace = None
 

@@ -162,14 +162,19 @@ def read_tree(path: Path | str) -> TreeFile:
         f"a list of {len(paths)} numbers, one a path",
     )
     accuracy = get(
-        "head_accuracy", lambda v: isinstance(v, list) and len(v) == heads, f"a list of {heads} rows, one a head"
+        "head_accuracy",
+        lambda v: isinstance(v, list) and len(v) == heads and all(isinstance(row, list) for row in v),
+        f"a list of {heads} rows, one a head",
     )
+    provenance = data.get("provenance", {})
+    if not isinstance(provenance, dict):
+        raise InputError(f'{path}: field "provenance" must be an object')
     points = get(
         "operating_points", lambda v: isinstance(v, list) and len(v) > 0, "a list of at least one operating point"
     )
     return TreeFile(
         paths, tuple(frequency), heads, candidates, tuple(map(tuple, accuracy)),
-        tuple(_read_point(p, i, path, len(paths), heads) for i, p in enumerate(points)), dict(data.get("provenance", {})),
+        tuple(_read_point(p, i, path, len(paths), heads) for i, p in enumerate(points)), provenance,
         read_rule(data.get("acceptance", {"rule": GREEDY.name}), f'{path}: field "acceptance"'),
     )  # fmt: skip
 

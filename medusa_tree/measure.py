@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import platform
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from medusa_runtime.decode import Readback, prefill
+from medusa_runtime.decode import Readback, prefill, steps_ahead
 from medusa_runtime.errors import InputError
 from medusa_runtime.graph import Step, stepper
 from medusa_runtime.model import MedusaModel
@@ -28,6 +29,7 @@ SIZES = (
     1023, 1024,
 )  # fmt: skip
 ROUNDS = 16
+WARM = 3  # steps before the first round, of which the first is not counted
 BURST = 5  # steps of one tree in a row, of which the first, in caches that another tree left behind, is not counted
 SECONDS_A_LOAD = 20.0  # where a round is slow, fewer rounds are taken, but at least MIN_ROUNDS
 MIN_ROUNDS = 3
@@ -59,6 +61,11 @@ def grid_trees(max_nodes: int, heads: int, width: int) -> list[CandidateTree]:
     return [CandidateTree(), *(t for t in deep + shallow if t is not None)]
 
 
+def room_for(model: MedusaModel, max_nodes: int) -> int:
+    """Cache slots that timing needs behind the context."""
+    return BURST * (1 + model.num_heads) + max_nodes + 1
+
+
 def device_name(device: torch.device) -> str:
     """What people call the device: the GPU's name, or the CPU's and its thread count."""
     if device.type == "cuda":
@@ -78,17 +85,31 @@ def synchronize(device: torch.device) -> None:
 
 
 @torch.inference_mode()
-def time_step(run: Step, state: State, length: int) -> float:
-    """Seconds of one step as the decoding loop runs it, tokens read on the host; the state is then put back to ``length``
-    tokens a sequence, so that every repeat does the same work."""
-    root, hidden = state.root.clone(), state.hidden.clone()
+def time_steps(run: Step, state: State, length: int, most: int, steps: int) -> npt.NDArray[np.float64]:
+    """(steps,) seconds of steps in a row, as the decoding loop takes them: from one step's tokens read on the host to the next's,
+    on a GPU with one step more launched already. The state is then put back to ``length`` tokens a sequence, so that every
+    repeat does the same work.
+
+    Args:
+        most: tokens that a step can emit.
+    """
+    root, hidden, slots = state.root.clone(), state.hidden.clone(), state.cache.slots
+    ahead, flying, lengths = steps_ahead(root.device), deque[Readback](), [length] * len(root)
+    read = []
+    synchronize(root.device)
     begin = time.perf_counter()
-    Readback(*run()).wait()
-    seconds = time.perf_counter() - begin
-    state.cache.slots.set_lengths([length] * len(root))
+    for i in range(steps + ahead):
+        if i < steps:
+            flying.append(Readback(*run()))
+        if i >= ahead:
+            _, emitted = flying.popleft().wait()
+            read.append(time.perf_counter())
+            lengths = [a + b for a, b in zip(lengths, emitted, strict=True)]
+            slots.expect(0, len(flying) * most, lengths)
+    slots.set_lengths([length] * len(root))
     state.root.copy_(root)
     state.hidden.copy_(hidden)
-    return seconds
+    return np.diff(read, prepend=begin)
 
 
 def measure(
@@ -132,7 +153,7 @@ def measure(
         for context in contexts:
             prompts = rng.integers(0, model.medusa_heads.vocab_size, (batch, context)).tolist()
             try:
-                state = prefill(model, prompts, context + max_nodes + 1, rule=rule)
+                state = prefill(model, prompts, context + room_for(model, max_nodes), rule=rule)
                 runs = _warm_up(model, state, buffers, context, 1 + model.num_heads, rule)
             except InputError as error:
                 if leave_out is None or not points:
@@ -154,17 +175,16 @@ def _rounds(
     """(rounds, BURST, trees) seconds of the steps at one load, not a number where a tree was not timed in a round."""
     seconds = np.full((rounds, BURST, len(steps)), np.nan)
     always = set(range(len(steps)))
+    most = 1 + max(t.depth for t in trees)
     begin = time.perf_counter()
     for r in range(rounds):
         if contenders is not None and r == CLEAR_AFTER:
             so_far = LatencyGrid(tuple(_points(trees, batch, context, seconds[:r])), "", "")
-            least, most = contenders(so_far.curve(batch, context))
-            always = {i for i, t in enumerate(trees) if t.nodes == 0 or least <= t.nodes <= most}
+            smallest, largest = contenders(so_far.curve(batch, context))
+            always = {i for i, t in enumerate(trees) if t.nodes == 0 or smallest <= t.nodes <= largest}
         for i in rng.permutation(len(steps)):
             if i in always or r % SELDOM == 0:
-                for b in range(BURST):
-                    synchronize(state.root.device)
-                    seconds[r, b, i] = time_step(steps[i], state, context)
+                seconds[r, :, i] = time_steps(steps[i], state, context, most, BURST)
         progress(1)
         if r + 1 >= MIN_ROUNDS and time.perf_counter() - begin > SECONDS_A_LOAD:
             progress(rounds - r - 1)
@@ -203,16 +223,12 @@ def _warm_up(
     runs: dict[int, Step] = {}
     plain = np.inf
     for i in sorted(range(len(trees)), key=lambda i: (trees[i].nodes, -trees[i].depth)):
-        runs[i] = stepper(model, state, trees[i], rule)
-        time_step(runs[i], state, context)
-        synchronize(model.device)
-        warm = time_step(runs[i], state, context)
+        runs[i] = stepper(model, state, trees[i], rule, runs.values())
+        warm = time_steps(runs[i], state, context, most, WARM)[1:].min()
         if trees[i].nodes == 0:
-            plain = min(warm, time_step(runs[i], state, context))
-        elif warm > 1.5 * most * plain:  # half as much again, three times: one warm step is a noisy figure
-            warm = min(warm, *(time_step(runs[i], state, context) for _ in range(2)))
-            if warm > 1.5 * most * plain:
-                break
+            plain = warm
+        elif warm > 1.5 * most * plain:  # half as much again: warm steps are noisy figures
+            break
     return runs
 
 

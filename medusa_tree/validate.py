@@ -16,7 +16,7 @@ from medusa_runtime.tree import CandidateTree
 from medusa_runtime.treefile import Estimate, OperatingPoint
 
 from .bootstrap import bootstrap, rate_ratio, ratio_interval
-from .measure import device_name, synchronize
+from .measure import device_name
 from .texts import Difference, first_difference, log_likelihood
 
 
@@ -139,8 +139,8 @@ def validate(
 
 @dataclass(frozen=True)
 class Run:
-    """One batch decoded: its text, and the clock from the end of its first step, so that prefill is left out:
-    ``tokens`` emitted and ``steps`` taken in ``seconds``."""
+    """One batch decoded: its text, and the clock from when its first step was read, so that prefill is left out, to when its last
+    was: ``tokens`` emitted and ``steps`` taken in ``seconds``."""
 
     generation: Generation
     tokens: int
@@ -158,17 +158,16 @@ def timed_run(
 ) -> Run:
     """Decode one batch of prompts and time its steps behind the first."""
     generation = Generation([[] for _ in prompts], [[] for _ in prompts])
-    tokens, steps, begin = 0, -1, 0.0
+    tokens, steps, begin, end = 0, -1, 0.0, 0.0
     for added in stream(model, prompts, tree, max_new_tokens, rule=rule, streams=streams):
+        end = time.perf_counter()
         steps += 1
         if steps == 0:
-            synchronize(model.device)
-            begin = time.perf_counter()
+            begin = end
         else:
             tokens += sum(map(len, added))
         generation.add(added)
-    synchronize(model.device)
-    return Run(generation, tokens, steps, time.perf_counter() - begin)
+    return Run(generation, tokens, steps, end - begin)
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> Estimate:

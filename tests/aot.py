@@ -87,8 +87,16 @@ def main() -> None:
     plain = {"GROUP": 1, "SPLITS": 8, "WINDOW": False, "SOFTCAP": False}
     grouped = {"GROUP": 4, "SPLITS": 1, "WINDOW": True, "SOFTCAP": True}
     llama = (torch.bfloat16, 128, 65, plain)
+    one = {"queries": 1, "words": 1, "key_heads": 1}  # Triton makes constants of arguments that are 1
     cases = {
-        80: [llama, (torch.float32, 64, 8, grouped)],
+        80: [
+            llama,
+            (torch.bfloat16, 128, 1, {**plain, **one}),
+            (torch.bfloat16, 256, 260, grouped),
+            (torch.float32, 64, 8, grouped),
+            (torch.float32, 128, 65, plain),
+            (torch.float32, 256, 65, grouped),
+        ],
         90: [llama, (torch.float16, 80, 1, plain), (torch.bfloat16, 256, 8, grouped)],
         100: [llama],
     }

@@ -21,7 +21,7 @@ class NoHostReads(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.overloadpacket.__name__ in READS:
-            raise RuntimeError(f"{func} makes the host wait for the device")
+            raise RuntimeError(f"called a synchronizing CUDA operation: {func}")
         return func(*args, **(kwargs or {}))
 
 
@@ -29,6 +29,9 @@ class Tape(NoHostReads):
     def __init__(self):
         super().__init__()
         self.record = []
+
+    def pool(self):
+        return id(self)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = super().__torch_dispatch__(func, types, args, kwargs)
@@ -53,11 +56,24 @@ def stand_in(monkeypatch) -> list[Tape]:
         return made[-1]
 
     @contextmanager
-    def capture(graph, pool=None):
+    def capture(graph, pool=None, stream=None):
         with graph:
             yield
 
+    watching: list[NoHostReads] = []
+
+    def set_sync_debug_mode(mode):
+        if mode == "error":
+            watching.append(NoHostReads())
+            watching[-1].__enter__()
+        elif watching:
+            watching.pop().__exit__(None, None, None)
+
     stream = SimpleNamespace(wait_stream=lambda other: None)
+    monkeypatch.setattr(torch.cuda, "device", lambda d: nullcontext())
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", set_sync_debug_mode)
+    monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None, raising=False)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", new_graph)
     monkeypatch.setattr(torch.cuda, "graph", capture)
     monkeypatch.setattr(torch.cuda, "Stream", lambda device=None: stream)

@@ -224,6 +224,13 @@ def test_a_full_checkpoint_carries_its_heads(tmp_path, base, shard):
     )
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"weight_map": ["a"]}', "{}"])
+def test_a_damaged_index_is_named(tmp_path, text):
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(InputError, match=r"model\.safetensors\.index\.json: not an index"):
+        load_heads(str(tmp_path))
+
+
 def test_a_heads_repository_names_its_base(tmp_path, base):
     save_base(base, tmp_path / "base")
     save_heads(tiny_heads(base), tmp_path / "heads", base_model=str(tmp_path / "base"))

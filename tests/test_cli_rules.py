@@ -98,6 +98,10 @@ def test_generate_takes_the_trees_rule_or_another(ruled, model):
     assert run(*args, *sampled, "--tree", path).stdout == plain.stdout
     if rule.lossless:
         assert of_tree.stdout == plain.stdout
+        assert run(*args, "--tree", path, "--seed", rule.seed).stdout == plain.stdout
+        assert len({run(*args, "--tree", path, "--seed", s).stdout for s in range(4)}) > 1
+    else:
+        assert "--seed 4: typical acceptance draws nothing" in words(run(*args, "--tree", path, "--seed", 4, code=2))
     texts = {run(*args, "--acceptance", "sample", "--seed", s).stdout for s in range(4)}
     assert len(texts) > 1
     assert run(*args, "--acceptance", "sample", "--temperature", 0).stdout == run(*args).stdout

@@ -10,7 +10,7 @@ from test_runtime import reference
 
 from medusa_runtime import CandidateTree, InputError, MedusaModel
 from medusa_runtime.decode import prefill
-from medusa_runtime.graph import StepGraph
+from medusa_runtime.graph import KEPT, StepGraph
 from medusa_runtime.rules import GREEDY, Sampling, Typical
 from medusa_runtime.step import TreeBuffers, device_step
 
@@ -99,6 +99,37 @@ def test_replays_allocate_nothing_and_copy_nothing_to_the_host():
     names = [event.name for event in profile.events()]
     assert names
     assert not [name for name in names if "DtoH" in name or "cudaMalloc" in name]
+
+
+def test_graphs_come_and_go_without_harm():
+    """Other batches, more trees than are kept, and another model in between: none frees what another one's graphs still use."""
+    one, other = gpu_model(), gpu_model("qwen3")
+    trees = [CandidateTree.chain(d) for d in (1, 2, 3, 4)] + [CandidateTree(BUSHY.paths[:n]) for n in range(3, 11)]
+    assert len(trees) > KEPT
+    prompts = random_prompts(4, seed=47)
+    want = {m: gpu_reference(f, prompts) for m, f in ((one, "llama"), (other, "qwen3"))}
+    for tree in (BUSHY, *trees, BUSHY):
+        for model, batch in ((one, 1), (other, 4), (one, 4), (one, 1)):
+            assert model.generate(prompts[:batch], tree=tree, max_new_tokens=NEW).tokens == want[model][:batch]
+            torch.empty(1 << 28, dtype=torch.uint8, device="cuda").fill_(255)  # whatever was freed is written over
+
+
+def test_a_pass_that_reads_on_the_host_is_run_as_it_stands():
+    prompts = random_prompts(3, seed=48)
+    model = gpu_model()
+    model.base.get_input_embeddings().register_forward_hook(lambda module, args, output: (output.sum().item(), None)[1])
+    with pytest.warns(UserWarning, match="reads a value on the host"):
+        out = model.generate(prompts, tree=BUSHY, max_new_tokens=NEW)
+    assert out.tokens == gpu_reference("llama", prompts)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU here")
+def test_another_device_than_the_first():
+    prompts = random_prompts(3, seed=49)
+    base = tiny_base("llama")
+    heads = tiny_heads(base)
+    model = MedusaModel(base.to("cuda:1"), heads)
+    assert model.generate(prompts, tree=BUSHY, max_new_tokens=NEW).tokens == gpu_reference("llama", prompts)
 
 
 def test_memory_is_flat_over_requests():

@@ -17,8 +17,9 @@ from medusa_runtime import kv_rows
 from medusa_runtime.attention import triton_tree
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# Rounding of inputs aside, which the reference shares: of the softmax weights and of the result.
-TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+# Rounding of inputs aside, which the reference shares: of the softmax weights and of the result; a GPU's exponentials and quotients
+# are good to a few units in the last place.
+TOLERANCE = {torch.float32: 2e-6 if DEVICE == "cpu" else 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
 
 @pytest.fixture(autouse=True)
@@ -117,7 +118,7 @@ def test_more_rows_than_a_tile_and_a_thousand_nodes():
     args = (query, key, value, lengths, torch.as_tensor(tree.depths), torch.as_tensor(tree.ancestor_bits))
     got = triton_tree.attend(*(x.to(DEVICE) for x in args), 0.25)
     expected = reference(query, key, value, lengths, tree, 0.25, None, None)
-    torch.testing.assert_close(got.cpu().double(), expected, rtol=0, atol=2e-6)
+    torch.testing.assert_close(got.cpu().double(), expected, rtol=0, atol=TOLERANCE[torch.float32])
 
 
 def test_splits_fill_the_device_and_are_never_shorter_than_four_blocks():

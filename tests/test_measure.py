@@ -1,18 +1,23 @@
 """Timing the grid on a clock of our own, whose true step latencies are known."""
 
+import itertools
 from collections import Counter
 
+import numpy as np
 import pytest
-from conftest import HEADS, tiny_model
+import torch
+from conftest import BUSHY, HEADS, random_prompts, tiny_model
 from test_plan import grid
 from test_search import random_trace
 
 from medusa_runtime import InputError
+from medusa_runtime.decode import prefill
+from medusa_runtime.step import TreeBuffers, step
 from medusa_tree import measure as timing
 from medusa_tree.budget import Budget
 from medusa_tree.calibration import Calibration
 from medusa_tree.choose import contenders
-from medusa_tree.measure import BURST, CLEAR_AFTER, MIN_ROUNDS, ROUNDS, SELDOM, measure
+from medusa_tree.measure import BURST, CLEAR_AFTER, MIN_ROUNDS, ROUNDS, SELDOM, WARM, measure
 from medusa_tree.plan import plan
 
 
@@ -25,12 +30,12 @@ class Clock:
 
     def __init__(self, monkeypatch, slow=lambda r: 1.0, cost=true_cost):
         self.round, self.slow, self.cost, self.timed = 0, slow, cost, Counter()
-        monkeypatch.setattr(timing, "stepper", lambda model, state, buffers, rule: (buffers.nodes, buffers.depth))
-        monkeypatch.setattr(timing, "time_step", self.step)
+        monkeypatch.setattr(timing, "stepper", lambda model, state, buffers, *args: (buffers.nodes, buffers.depth))
+        monkeypatch.setattr(timing, "time_steps", self.steps)
 
-    def step(self, tree, state, length):
-        self.timed[tree] += 1
-        return self.cost(*tree) * self.slow(self.round)
+    def steps(self, tree, state, length, most, steps):
+        self.timed[tree] += steps
+        return np.full(steps, self.cost(*tree) * self.slow(self.round))
 
     def tick(self, rounds):
         self.round += rounds
@@ -44,10 +49,10 @@ def test_a_machine_that_slows_down_favours_no_tree(monkeypatch):
     for p in points:
         assert p.seconds == pytest.approx(scale * true_cost(p.nodes, p.depth), rel=1e-9)
         assert p.high == pytest.approx(1.5 * p.low, rel=1e-9)
-    seldom, warm = CLEAR_AFTER + len(range(CLEAR_AFTER, ROUNDS, SELDOM)), 2
+    seldom, warm = CLEAR_AFTER + len(range(CLEAR_AFTER, ROUNDS, SELDOM)), WARM
     assert clock.timed[6, HEADS] == clock.timed[6, 1] == warm + BURST * ROUNDS
     assert clock.timed[1, 1] == clock.timed[12, HEADS] == warm + BURST * seldom
-    assert clock.timed[0, 0] == warm + 1 + BURST * ROUNDS
+    assert clock.timed[0, 0] == warm + BURST * ROUNDS
 
 
 def test_slow_rounds_are_fewer_and_the_bar_still_ends(monkeypatch):
@@ -55,7 +60,7 @@ def test_slow_rounds_are_fewer_and_the_bar_still_ends(monkeypatch):
     monkeypatch.setattr(timing, "SECONDS_A_LOAD", 0.0)
     points = measure(tiny_model(), 4, batches=(1, 2), rounds=7, progress=clock.tick).points
     assert clock.round == 2 * 7
-    assert clock.timed[3, 3] == 2 * (2 + BURST * MIN_ROUNDS)
+    assert clock.timed[3, 3] == 2 * (WARM + BURST * MIN_ROUNDS)
     assert {(p.batch, p.seconds) for p in points if p.nodes == 3 == p.depth} == {(b, true_cost(3, 3)) for b in (1, 2)}
 
 
@@ -106,3 +111,25 @@ def test_far_behind_is_no_contender():
     steep = grid(cost=lambda n, d: 10e-3 + 3e-3 * n)
     least, most = contenders(random_trace(0, sequences=80, length=50), 32, Budget())(steep.curve(1, 100))
     assert 1 <= least <= most < 16
+
+
+def test_timed_steps_leave_the_state_as_it_was():
+    """The steps are real ones: the text goes on, and is then gone back on."""
+    model = tiny_model()
+    state = prefill(model, random_prompts(2, seed=3), 200)
+    state.cache.slots.set_lengths([20, 20])
+    before = [t.clone() for t in state.tensors()]
+    seen, tree = [], TreeBuffers.of(BUSHY, model.device)
+
+    def run():
+        out = step(model, state, tree)
+        seen.append(state.cache.slots.lengths.tolist())
+        return out
+
+    seconds = timing.time_steps(run, state, 20, 1 + HEADS, 4)
+    assert seconds.shape == (4,)
+    assert (seconds > 0).all()
+    assert all(a < b for one, two in itertools.pairwise([[20, 20], *seen]) for a, b in zip(one, two, strict=True))
+    for was, now in zip(before, state.tensors(), strict=True):
+        torch.testing.assert_close(now, was)
+    assert state.cache.slots.known == (20, 20)

@@ -408,6 +408,8 @@ def drop_parent(data):
         (lambda d: d["operating_points"][0].update(own=[-1]), '"own" must be'),
         (lambda d: d["operating_points"][0].update(own=3), "entry 0"),
         (lambda d: d["operating_points"][0].update(batch=0), '"batch" is 0'),
+        (edit(provenance=5), '"provenance" must be an object'),
+        (edit(head_accuracy=[0.5, 0.25, 0.1]), '"head_accuracy" must be a list of 3 rows'),
     ],
 )
 def test_bad_tree_files_are_named(tmp_path, change, words):

@@ -98,10 +98,11 @@ def tree_kernel(
         k = tl.load(keys + slot[None, :].to(tl.int64) * k_slot, mask=inside[:, None] & used[None, :], other=0.0)
         scores = _scores(q, k, scale, softcap, SOFTCAP)
         among = (new >= 0) & used
-        word = tl.load(bits + token[:, None] * words + (new // 32)[None, :], mask=among[None, :], other=0)
-        visible = (new < 0)[None, :] | (((word >> (new % 32)[None, :]) & 1) != 0) & among[None, :]
+        place = tl.where(among, new, 0)
+        word = tl.load(bits + token[:, None] * words + (place // 32)[None, :], mask=among[None, :], other=0)
+        visible = (new < 0)[None, :] | (((word >> (place % 32)[None, :]) & 1) != 0) & among[None, :]
         if WINDOW:
-            position = tl.where(among, tl.load(depths + new, mask=among, other=0).to(tl.int32), new)  # from the root
+            position = tl.where(among, tl.load(depths + place, mask=among, other=0).to(tl.int32), new)  # from the root
             visible = visible & (depth[:, None] - position[None, :] < window)
         scores = tl.where(visible, scores, float("-inf"))
         v = tl.load(values + slot[:, None].to(tl.int64) * v_slot, mask=used[:, None] & inside[None, :], other=0.0)

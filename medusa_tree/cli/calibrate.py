@@ -80,7 +80,7 @@ def calibrate(
         )
 
     loaded = load_model(model, heads, device, dtype, trust_remote_code)
-    from medusa_tree.measure import ROUNDS, measure, shape_of
+    from medusa_tree.measure import ROUNDS, measure, room_for, shape_of
     from medusa_tree.probe import retake, take_trace
     from medusa_tree.probetrace import ProbeTrace
     from medusa_tree.provenance import provenance
@@ -88,7 +88,7 @@ def calibrate(
     places, largest, rounds = loaded.max_context or 1 << 30, max(64, max_nodes), ROUNDS
     rows = tokenize(texts, loaded.tokenizer, max(1, places - max_new_tokens - loaded.num_heads))
     middle = sorted(map(len, rows))[len(rows) // 2] + max_new_tokens // 2
-    room = max(1, places - largest - 1)
+    room = max(1, places - room_for(loaded, largest))
     if context and max(context) > room:
         raise InputError(
             f"--context {max(context)}: with a tree of {largest} nodes {model} has room for {room}; give less"

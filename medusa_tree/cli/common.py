@@ -81,7 +81,12 @@ def progress_bars() -> Iterator[Progress]:
 
 
 def load_model(
-    model: str, heads: str | None, device: str | None, dtype: str | None, trust_remote_code: bool
+    model: str,
+    heads: str | None,
+    device: str | None,
+    dtype: str | None,
+    trust_remote_code: bool,
+    require_heads: bool = True,
 ) -> MedusaModel:
     """The model and heads named on the command line (``demo`` is the bundled one), with transformers kept quiet."""
     from medusa_tree.bundled import resolve_model
@@ -95,7 +100,12 @@ def load_model(
         transformers.logging.disable_progress_bar()
         where, heads_where = resolve_model(model, heads)
         return MedusaModel.from_pretrained(
-            where, heads_where, device=device, dtype=dtype, trust_remote_code=trust_remote_code
+            where,
+            heads_where,
+            device=device,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            require_heads=require_heads,
         )
 
 

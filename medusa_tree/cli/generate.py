@@ -18,28 +18,35 @@ from .common import FILE, device_options, load_model, stderr
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True)
 @click.option("--chat", is_flag=True, help="Put the prompt through the model's chat template.")
 @acceptance_options
-@click.option("--seed", type=int, default=0, show_default=True, help="sample: fixes the text, with any tree.")
+@click.option("--seed", type=int, help="sample: fixes the text, with any tree.  [default: 0, or the tree's]")
 @device_options
 def generate(
-    prompt: str, model: str, heads: str | None, tree_json: Path | None, max_new_tokens: int, chat: bool, accepting: Acceptance, seed: int,
+    prompt: str, model: str, heads: str | None, tree_json: Path | None, max_new_tokens: int, chat: bool, accepting: Acceptance, seed: int | None,
     device: str | None, dtype: str | None, trust_remote_code: bool,
 ) -> None:  # fmt: skip
     """Continue PROMPT with the tree, streaming the text, then a line of statistics. Tokens are accepted as the tree was
     calibrated, or greedily, unless --acceptance says how."""
     import time
+    from dataclasses import replace
 
+    from medusa_runtime.errors import InputError
+    from medusa_runtime.rules import GREEDY, Sampling
     from medusa_runtime.tree import CandidateTree
-    from medusa_runtime.treefile import read_tree
+    from medusa_runtime.treefile import TreeFile, read_tree
     from medusa_tree.corpus import Prompt, tokenize
 
-    asked = accepting.rule(seed)
     contents = read_tree(tree_json) if tree_json else CandidateTree()
-    loaded = load_model(model, heads, device, dtype, trust_remote_code)
-    from medusa_runtime.decode import rule_for, stream, tree_for
+    rule = accepting.rule(seed or 0) or (contents.acceptance if isinstance(contents, TreeFile) else GREEDY)
+    if seed is not None:
+        if not isinstance(rule, Sampling):
+            raise InputError(f"--seed {seed}: {rule.name} acceptance draws nothing; add --acceptance sample")
+        rule = replace(rule, seed=seed)
+    loaded = load_model(model, heads, device, dtype, trust_remote_code, require_heads=tree_json is not None)
+    from medusa_runtime.decode import stream, tree_for
 
     tokenizer = loaded.tokenizer
     rows = tokenize([Prompt(prompt, "prompt", chat)], tokenizer, max_tokens=1 << 30)
-    tree, rule = tree_for(contents, rows, max_new_tokens), rule_for(contents, asked)
+    tree = tree_for(contents, rows, max_new_tokens)
     new: list[int] = []
     steps, shown = 0, ""
     begin = time.perf_counter()
