@@ -3,7 +3,7 @@
     python benchmarks/rules.py [--device cuda] [-o benchmarks/results/rules.json]
 
 Each rule has a trace and a tree of its own. Sampling is measured with the calibrated seed, whose text the trace holds, and with
-another, which the prediction is for in expectation. Typical acceptance is also measured with trees of half and of twice the
+others, which the prediction is for in expectation; intervals are of prompts resampled. Typical acceptance is also measured with trees of half and of twice the
 size, whose text is not the one that was replayed.
 """
 
@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, help="use only the first N prompts")
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--nodes", type=int, default=16)
+    parser.add_argument("--seeds", type=int, default=3, help="other seeds than the calibrated one")
     parser.add_argument("-o", "--out", type=Path)
     args = parser.parse_args()
     where, heads = resolve_model("demo", None)
@@ -51,7 +52,8 @@ def main() -> None:
         """Steps that decoding each held-out prompt takes."""
         return np.array([len(generate(model, [rows[i]], tree, new, rule=rule, streams=[i]).emitted[0]) for i in held])
 
-    def beside(predicted: Replay, taken: np.ndarray) -> dict[str, Any]:
+    def beside(predicted: Replay, *runs: np.ndarray) -> dict[str, Any]:
+        taken = np.mean(runs, axis=0)
         length = float(predicted.tokens.sum() / taken.sum())
         low, high = bootstrap(lambda ours, theirs: theirs / ours - 1, taken, predicted.steps)
         return {
@@ -69,12 +71,13 @@ def main() -> None:
         own = trace.split()[1]
         figures = beside(replay(tree, own), steps(tree, rule))
         if isinstance(rule, Sampling):
-            figures["another_seed"] = beside(replay(tree, own), steps(tree, replace(rule, seed=1)))
+            others = [steps(tree, replace(rule, seed=s)) for s in range(1, 1 + args.seeds)]
+            figures["other_seeds"] = beside(replay(tree, own), *others)
         if isinstance(rule, Typical):
             for nodes in (args.nodes // 2, 2 * args.nodes):
                 figures[f"text_of_{nodes}_nodes"] = beside(replay(order.cut(nodes), own), steps(order.cut(nodes), rule))
         found[str(rule)] = figures
-    record("rules", model, args.out, nodes=args.nodes, held_out_prompts=len(held), max_new_tokens=new, rules=found)
+    record("rules", model, args.out, nodes=args.nodes, other_seeds=args.seeds, held_out_prompts=len(held), max_new_tokens=new, rules=found)
 
 
 if __name__ == "__main__":
