@@ -77,7 +77,16 @@ def main() -> None:
             for nodes in (args.nodes // 2, 2 * args.nodes):
                 figures[f"text_of_{nodes}_nodes"] = beside(replay(order.cut(nodes), own), steps(order.cut(nodes), rule))
         found[str(rule)] = figures
-    record("rules", model, args.out, nodes=args.nodes, other_seeds=args.seeds, held_out_prompts=len(held), max_new_tokens=new, rules=found)
+    record(
+        "rules",
+        model,
+        args.out,
+        nodes=args.nodes,
+        other_seeds=args.seeds,
+        held_out_prompts=len(held),
+        max_new_tokens=new,
+        rules=found,
+    )
 
 
 if __name__ == "__main__":

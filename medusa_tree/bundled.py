@@ -20,6 +20,6 @@ def resolve_model(model: str, heads: str | None) -> tuple[str, str | None]:
     return model, heads
 
 
-def resolve_corpus(corpus: str) -> Path:
-    """``demo`` -> the bundled prompts; anything else is a file."""
-    return data_path("prompts", "demo.jsonl") if corpus == DEMO else Path(corpus)
+def resolve_corpus(corpus: str) -> Path | str:
+    """``demo`` -> the bundled prompts; anything else stays as it is."""
+    return data_path("prompts", "demo.jsonl") if corpus == DEMO else corpus

@@ -1,9 +1,10 @@
-"""Prompts from text, JSON lines, ShareGPT conversations and MT-bench or Spec-Bench questions."""
+"""Prompts from text, JSON lines, ShareGPT conversations, MT-bench or Spec-Bench questions, and Hugging Face datasets."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+DATASET = "hf:"
+
+
 @dataclass(frozen=True)
 class Prompt:
     """One prompt: raw ``text``, or a user's turn to go through the model's chat template (``chat``).
@@ -31,9 +35,9 @@ class Prompt:
     chat: bool = False
 
 
-def read_corpus(path: Path) -> list[Prompt]:
+def read_corpus(path: Path | str) -> list[Prompt]:
     """Read prompts; the ending decides: ``.jsonl`` one object a line, ``.json`` a list of them, else text, one
-    prompt a line.
+    prompt a line. ``hf:NAME`` is a dataset, see :func:`read_dataset`.
 
     An object holds "prompt" or "text" (and perhaps "group"), or a conversation: "turns" (MT-bench, Spec-Bench),
     "conversations" (ShareGPT) or "messages" (OpenAI), of which the first user turn is taken.
@@ -41,7 +45,10 @@ def read_corpus(path: Path) -> list[Prompt]:
     Raises:
         InputError: file missing or empty, a line that is not JSON, an object without a prompt; with file and line.
     """
-    if path.suffix in (".json", ".jsonl"):
+    prompts: list[Prompt]
+    if str(path).startswith(DATASET):
+        prompts = [_prompt(entry, where) for where, entry in read_dataset(str(path))]
+    elif (path := Path(path)).suffix in (".json", ".jsonl"):
         prompts = [_prompt(entry, where) for where, entry in read_entries(path)]
     else:
         lines = enumerate(read_text(path).splitlines(), start=1)
@@ -77,6 +84,31 @@ def read_entries(path: Path) -> list[tuple[str, Any]]:
     return [(f"{path}, entry {i}", entry) for i, entry in enumerate(entries, start=1)]
 
 
+def read_dataset(name: str) -> list[tuple[str, Any]]:
+    """(where it stands, the row) of a Hugging Face dataset: ``hf:OWNER/NAME[@CONFIG][:SPLIT]``, the split as the datasets library
+    writes it (``train[:500]``); without one its only split. A folder of data files serves for OWNER/NAME.
+
+    Raises:
+        InputError: the library is not installed, the dataset is not to be had, or it has several splits.
+    """
+    match = re.fullmatch(rf"{DATASET}(?P<name>[^@:]+)(@(?P<config>[^:]+))?(:(?P<split>.+))?", name)
+    if match is None:
+        raise InputError(f"{name}: is no hf:OWNER/NAME[@CONFIG][:SPLIT]")
+    try:
+        import datasets
+    except ImportError:
+        raise InputError(f"{name}: reading datasets needs a library: pip install 'medusa-tree[datasets]'") from None
+    try:
+        found = datasets.load_dataset(match["name"], match["config"], split=match["split"])
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise InputError(f"{name}: cannot be loaded ({str(error.__cause__ or error).splitlines()[0]})") from None
+    if match["split"] is None:
+        if len(found) > 1:
+            raise InputError(f"{name}: has the splits {', '.join(found)}; name one, as in {name}:{next(iter(found))}")
+        (found,) = found.values()
+    return [(f"{name}, row {i}", row) for i, row in enumerate(found)]
+
+
 def _load(text: str, where: str) -> Any:
     try:
         return json.loads(text)
@@ -93,8 +125,9 @@ def _prompt(row: Any, where: str) -> Prompt:
     for key in ("prompt", "text"):
         if isinstance(row.get(key), str) and row[key].strip():
             return Prompt(row[key], group)
-    if isinstance(row.get("turns"), list) and row["turns"] and isinstance(row["turns"][0], str):
-        return Prompt(row["turns"][0], group, chat=True)
+    for key in ("turns", "prompt"):
+        if isinstance(row.get(key), list) and row[key] and isinstance(row[key][0], str):
+            return Prompt(row[key][0], group, chat=True)
     for key, role, content, user in (
         ("conversations", "from", "value", "human"),
         ("messages", "role", "content", "user"),

@@ -14,7 +14,10 @@ from .common import FILE, budget_options, check_output, device_options, load_mod
 @click.option("--model", required=True, help="Folder or Hub id of the model; 'demo' is the bundled one.")
 @click.option("--heads", help="Folder or Hub id of its Medusa heads.  [default: with the model]")
 @click.option(
-    "--corpus", default="demo", show_default=True, help="Prompts: .jsonl, .json or one a line; 'demo' is Python code."
+    "--corpus",
+    default="demo",
+    show_default=True,
+    help="Prompts: .jsonl, .json or one a line; hf:OWNER/NAME[:SPLIT]; 'demo' is Python code.",
 )
 @click.option("--prompts", type=click.IntRange(min=2), help="Use only the first N prompts.  [default: all]")
 @click.option(
