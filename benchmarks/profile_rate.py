@@ -14,8 +14,9 @@ from record import record
 from transformers import logging
 
 from medusa_runtime import CandidateTree, MedusaModel
+from medusa_runtime.buffers import TreeBuffers
 from medusa_runtime.decode import prefill
-from medusa_runtime.step import TreeBuffers, propose, step
+from medusa_runtime.step import propose, step
 from medusa_tree.bundled import resolve_corpus, resolve_model
 from medusa_tree.corpus import read_corpus, tokenize
 from medusa_tree.profile import profile

@@ -28,11 +28,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, log
 from medusa_runtime import InputError, MedusaHeads, MedusaModel
 from medusa_runtime.attention import AttentionContext
 from medusa_runtime.attention.function import tree_attention
+from medusa_runtime.buffers import TreeBuffers
 from medusa_runtime.decode import prefill
 from medusa_runtime.graph import Step, stepper
 from medusa_runtime.model import DTYPES, pick_device
 from medusa_runtime.rules import GREEDY
-from medusa_runtime.step import State, TreeBuffers
+from medusa_runtime.step import State
 from medusa_tree.measure import bushy_tree, shape_of, synchronize
 
 SHAPES = {

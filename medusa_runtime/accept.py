@@ -7,7 +7,6 @@ in a CUDA graph.
 from __future__ import annotations
 
 from math import log
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,11 +18,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from .buffers import TreeBuffers
 from .noise import gumbel
 from .rules import Rule, Sampling, Typical
-
-if TYPE_CHECKING:
-    from .step import TreeBuffers
 
 
 def accept(

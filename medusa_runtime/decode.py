@@ -5,27 +5,25 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .accept import choose
 from .attention import AttentionContext
+from .buffers import TreeBuffers
 from .errors import InputError, out_of_memory
 from .graph import Workspace, whole_slots
 from .rules import GREEDY, Rule
-from .step import State, TreeBuffers
+from .step import State
 from .tree import CandidateTree
+from .tree_model import TreeModel
 from .treefile import TreeFile
-
-if TYPE_CHECKING:
-    from .model import MedusaModel
 
 
 @torch.inference_mode()
 def prefill(
-    model: MedusaModel,
+    model: TreeModel,
     prompts: Sequence[Sequence[int]],
     capacity: int,
     static: bool = False,
@@ -110,7 +108,7 @@ def steps_ahead(device: torch.device) -> int:
     return int(device.type == "cuda")
 
 
-def unsound(model: MedusaModel) -> InputError:
+def unsound(model: TreeModel) -> InputError:
     """The error for logits that are NaN or infinite, behind which there is no next token."""
     return InputError(
         f"{model.name}: the model's logits are NaN or infinite, so there is no next token; its numbers overflow in "
@@ -118,7 +116,7 @@ def unsound(model: MedusaModel) -> InputError:
     )
 
 
-def stop_tokens(model: MedusaModel, eos_token_id: int | Sequence[int] | None) -> frozenset[int]:
+def stop_tokens(model: TreeModel, eos_token_id: int | Sequence[int] | None) -> frozenset[int]:
     """The token ids that end a sequence; None asks the model's generation config."""
     if eos_token_id is None:
         eos_token_id = model.base.generation_config.eos_token_id
@@ -127,9 +125,7 @@ def stop_tokens(model: MedusaModel, eos_token_id: int | Sequence[int] | None) ->
     return frozenset([eos_token_id] if isinstance(eos_token_id, int) else eos_token_id)
 
 
-def check_request(
-    model: MedusaModel, prompts: Sequence[Sequence[int]], tree: CandidateTree, max_new_tokens: int
-) -> int:
+def check_request(model: TreeModel, prompts: Sequence[Sequence[int]], tree: CandidateTree, max_new_tokens: int) -> int:
     """Cache slots this request needs, or an InputError that names what does not fit."""
     if tree.depth > model.num_heads:
         raise InputError(
@@ -187,7 +183,7 @@ class Generation:
 
 
 def stream(
-    model: MedusaModel,
+    model: TreeModel,
     prompts: Sequence[Sequence[int]],
     tree: CandidateTree | TreeFile,
     max_new_tokens: int = 128,
@@ -244,7 +240,7 @@ def stream(
 
 
 def generate(
-    model: MedusaModel,
+    model: TreeModel,
     prompts: Sequence[Sequence[int]],
     tree: CandidateTree | TreeFile,
     max_new_tokens: int = 128,

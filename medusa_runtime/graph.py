@@ -7,18 +7,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from .buffers import TreeBuffers
 from .errors import out_of_memory
 from .rules import Rule
-from .step import State, TreeBuffers, device_step, expected, step
+from .step import State, device_step, expected, step
 from .tree import CandidateTree
-
-if TYPE_CHECKING:
-    from .model import MedusaModel
+from .tree_model import TreeModel
 
 WARM_UP = 2  # steps before the capture: kernels are compiled and chosen, workspaces allocated
 ROUND = 256  # cache slots are rounded up to so many, that requests of like length share a workspace
@@ -44,7 +42,7 @@ class StepGraph:
     """
 
     def __init__(
-        self, model: MedusaModel, state: State, tree: TreeBuffers, rule: Rule, beside: StepGraph | None = None
+        self, model: TreeModel, state: State, tree: TreeBuffers, rule: Rule, beside: StepGraph | None = None
     ) -> None:
         state.cache.slots.check_room(tree.nodes + 1)
         self.state, self.tree = state, tree
@@ -102,7 +100,7 @@ def _no_waiting() -> Iterator[None]:
 Step = Callable[[], tuple[Tensor, Tensor]]
 
 
-def stepper(model: MedusaModel, state: State, tree: TreeBuffers, rule: Rule, beside: Iterable[Step] = ()) -> Step:
+def stepper(model: TreeModel, state: State, tree: TreeBuffers, rule: Rule, beside: Iterable[Step] = ()) -> Step:
     """:func:`step` for this batch, tree and rule: captured where the model's passes can be, else run as it stands.
 
     Args:
@@ -122,7 +120,7 @@ def stepper(model: MedusaModel, state: State, tree: TreeBuffers, rule: Rule, bes
     return partial(step, model, state, tree, rule)
 
 
-def whole_slots(model: MedusaModel, capacity: int) -> int:
+def whole_slots(model: TreeModel, capacity: int) -> int:
     """The slots to allocate for a request that needs so many."""
     return -(-capacity // ROUND) * ROUND if model.fixed else capacity
 
@@ -139,14 +137,14 @@ class Workspace:
     graphs: dict[tuple, Step] = field(default_factory=dict)
 
     @classmethod
-    def take(cls, model: MedusaModel, batch: int, capacity: int) -> Workspace:
+    def take(cls, model: TreeModel, batch: int, capacity: int) -> Workspace:
         """The model's, if it has as many sequences and neither too few slots nor four times too many; else an empty one."""
         kept, model.workspace = model.workspace, None
-        if kept is None or kept.state is None or len(kept.state.root) != batch:
+        if not isinstance(kept, Workspace) or kept.state is None or len(kept.state.root) != batch:
             return cls()
         return kept if capacity <= kept.state.cache.slots.capacity <= 4 * max(capacity, ROUND) else cls()
 
-    def stepper(self, model: MedusaModel, tree: CandidateTree, rule: Rule, stops: Sequence[int]) -> Step:
+    def stepper(self, model: TreeModel, tree: CandidateTree, rule: Rule, stops: Sequence[int]) -> Step:
         """The step on this state; captured once for each tree, rule and set of end tokens, the last few of them kept."""
         if self.state is None:
             raise ValueError("a workspace has no state before its first prefill")

@@ -1,29 +1,23 @@
-"""MedusaModel: a Hugging Face causal LM with its Medusa heads."""
+"""MedusaModel: what users hold: load a model with its heads, and generate with a candidate tree."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from . import attention
-from .attention import TREE_ATTENTION, AttentionContext
-from .cache import TreeCache
 from .checkpoint import is_heads_repository, load_heads, read_config
 from .decode import Generation, generate
 from .errors import InputError, out_of_memory
-from .graph import Workspace
-from .heads import MedusaHeads
 from .rules import Rule
 from .tree import CandidateTree
+from .tree_model import TreeModel
 from .treefile import TreeFile
 
-COMPILED = 64  # shapes of a pass
-SUPPORTED_LAYERS = {"full_attention", "sliding_attention"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -45,67 +39,8 @@ def pick_device(name: str | None) -> torch.device:
     return device
 
 
-class MedusaModel(nn.Module):
-    """A causal LM run with tree attention, and the heads that guess ahead of it.
-
-    Args:
-        base: any transformers causal LM whose attention goes through the attention interface.
-        heads: Medusa heads for it, or None for plain decoding only.
-        tokenizer: its tokenizer, or None.
-        name, heads_name: where they came from, for reports.
-
-    Raises:
-        InputError: the model has an attention of its own or layers of other kinds, or the heads do not fit it.
-    """
-
-    def __init__(
-        self,
-        base: PreTrainedModel,
-        heads: MedusaHeads | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        name: str = "model",
-        heads_name: str = "heads",
-    ) -> None:
-        super().__init__()
-        if not getattr(base, "_supports_attention_backend", False):
-            raise InputError(
-                f"{name}: {type(base).__name__} does not route its attention through transformers' attention interface, "
-                "so tree attention cannot reach it; use a model that does (Llama, Mistral, Qwen, Gemma, GPT-NeoX, ...)"
-            )
-        kinds = set(getattr(base.config.get_text_config(), "layer_types", None) or ())
-        if kinds - SUPPORTED_LAYERS:
-            raise InputError(
-                f"{name}: has {', '.join(sorted(kinds - SUPPORTED_LAYERS))} layers, which tree attention cannot run; "
-                f"it runs {' and '.join(sorted(SUPPORTED_LAYERS))}"
-            )
-        output = base.get_output_embeddings()
-        self.heads: MedusaHeads | None = None
-        if heads is not None:
-            weight, bias = _whole(output.weight), _whole(getattr(output, "bias", None))
-            _check_fit(heads, weight, name, heads_name)
-            away = weight.device.type == "meta"  # kept on disk or in host memory until it is used
-            if away and heads.output_weight is None:
-                raise InputError(
-                    f"{heads_name}: the heads share the output layer of {name}, which its device_map has offloaded; keep "
-                    "the output layer on a device"
-                )
-            self.heads = heads.to(base.device if away else weight.device, base.dtype).eval()
-            self.heads.share_output(weight, bias)
-        attention.register()
-        base.set_attn_implementation(TREE_ATTENTION)
-        self.base = base.eval().requires_grad_(False)
-        self.tokenizer: Any = tokenizer
-        self.name, self.heads_name = name, heads_name
-        # The heads read what the output layer reads; catching it there holds for every architecture.
-        output.register_forward_pre_hook(self._catch_hidden)
-        self._hidden: Tensor | None = None
-        self.triton = attention.triton_serves(self.device)
-        self.graphs = self.device.type == "cuda" and self._in_one_place()
-        self.workspace: Workspace | None = None
-        self._tree_pass = self._pass
-
-    def _catch_hidden(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        self._hidden = args[0]
+class MedusaModel(TreeModel):
+    """A causal LM with tree attention and the heads that guess ahead of it; see :class:`TreeModel` for its arguments."""
 
     @classmethod
     def from_pretrained(
@@ -118,7 +53,7 @@ class MedusaModel(nn.Module):
         trust_remote_code: bool = False,
         require_heads: bool = True,
         **kwargs: Any,
-    ) -> MedusaModel:
+    ) -> Self:
         """Load a model and its heads.
 
         Args:
@@ -158,99 +93,6 @@ class MedusaModel(nn.Module):
         with out_of_memory(f"the heads of {heads_where}", target):
             return cls(base, loaded, tokenizer, name=where, heads_name=heads_where)
 
-    @property
-    def device(self) -> torch.device:
-        return self.base.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.base.dtype
-
-    @property
-    def medusa_heads(self) -> MedusaHeads:
-        """The heads; an InputError where the model was loaded without."""
-        if self.heads is None:
-            raise InputError(f"{self.name} was loaded without Medusa heads; name them with --heads")
-        return self.heads
-
-    @property
-    def num_heads(self) -> int:
-        return 0 if self.heads is None else self.heads.num_heads
-
-    @property
-    def max_context(self) -> int | None:
-        """Longest sequence the model's config allows, or None where it names none."""
-        return getattr(self.base.config.get_text_config(), "max_position_embeddings", None)
-
-    def _in_one_place(self) -> bool:
-        """Whether one device holds all weights whole: neither spread over devices, nor offloaded, nor split over processes."""
-        weights = list(self.base.parameters())
-        return len({w.device for w in weights}) == 1 and not any(hasattr(w, "full_tensor") for w in weights)
-
-    def compile(self, **kwargs: Any) -> None:
-        """Compile the pass over a tree with ``torch.compile``, once for each batch size and number of nodes; prompts are
-        not compiled. On a GPU compiled passes are captured in CUDA graphs like others. What it costs and gains:
-        docs/runtime.md.
-
-        Args:
-            kwargs: for ``torch.compile``, such as ``mode``; shapes are static unless said otherwise.
-        """
-        if self.triton:  # first imports cannot be traced
-            from . import kv_rows  # noqa: F401
-            from .attention import triton_tree  # noqa: F401
-        # A shape is a version of its own, and a tree for each load soon makes more than the compiler's usual few.
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED)
-        self._tree_pass = torch.compile(self._pass, **{"dynamic": False, **kwargs})
-        self.workspace = None
-
-    @property
-    def fixed(self) -> bool:
-        """Whether a step must not depend on what the host knows: where it is captured or compiled."""
-        return self.graphs or self._tree_pass != self._pass
-
-    def new_cache(self, batch: int, capacity: int, static: bool = False) -> TreeCache:
-        """An empty KV cache of ``capacity`` slots for each of ``batch`` sequences."""
-        layers = self.base.config.get_text_config().num_hidden_layers
-        return TreeCache(layers, capacity, batch, self.device, static, self.fixed, self.triton)
-
-    def forward(
-        self, tokens: Tensor, cache: TreeCache, context: AttentionContext, keep: Tensor | int = 0
-    ) -> tuple[Tensor, Tensor]:
-        """One pass over new tokens, whose keys and values go into the cache behind the accepted ones.
-
-        Args:
-            tokens: (B, Q) int64, a tree's or, right-padded, prompts.
-            context: of the cache's slots, and what each token may look at.
-            keep: columns to compute logits for, an index tensor; 0 for all.
-
-        Returns:
-            hidden (B, kept, d), what the output layer read; logits (B, kept, V).
-        """
-        if context.tree is None:
-            depths = torch.arange(tokens.shape[1], device=tokens.device)
-            return self._pass(tokens, context.slots.lengths[:, None] + depths, cache, context, keep)
-        return self._tree_pass(tokens, context.slots.lengths[:, None] + context.tree.depths, cache, context, keep)
-
-    def _pass(
-        self, tokens: Tensor, positions: Tensor, cache: TreeCache, context: AttentionContext, keep: Tensor | int
-    ) -> tuple[Tensor, Tensor]:
-        out = self.base(
-            input_ids=tokens,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=keep,
-            tree_context=context,
-        )
-        hidden, self._hidden = self._hidden, None
-        if hidden is None:
-            raise InputError(
-                f"{self.name}: the model's output layer was never called, so its hidden states cannot be read"
-            )
-        if self.heads is not None:  # layers may be spread over devices
-            hidden = hidden.to(self.heads.block_weight.device)
-        return hidden, out.logits.to(tokens.device)
-
     def generate(
         self,
         input_ids: Tensor | Sequence[Sequence[int]],
@@ -280,22 +122,3 @@ class MedusaModel(nn.Module):
         else:
             rows = [list(row) for row in input_ids]
         return generate(self, rows, CandidateTree() if tree is None else tree, max_new_tokens, eos_token_id, rule)
-
-
-def _whole(weight: Any) -> Any:
-    """A weight that tensor parallelism has split (a DTensor), put together on every device; others as they are."""
-    return weight.full_tensor() if hasattr(weight, "full_tensor") else weight
-
-
-def _check_fit(heads: MedusaHeads, output: Tensor, name: str, heads_name: str) -> None:
-    """The heads must read this model's hidden states and speak its vocabulary."""
-    vocab, hidden = output.shape
-    said = heads.vocab_size or vocab  # heads without output layers may not say
-    if (said, heads.hidden_size) != (vocab, hidden):
-        raise InputError(
-            f"{heads_name}: the heads have hidden size {heads.hidden_size} and vocabulary {heads.vocab_size}, but {name} has "
-            f"{hidden} and {vocab}; take the heads trained for this model"
-        )
-    heads.vocab_size = vocab
-    if heads.token_map is not None and not 0 <= int(heads.token_map.min()) <= int(heads.token_map.max()) < vocab:
-        raise InputError(f"{heads_name}: token_map names tokens outside of the {vocab} that {name} has")

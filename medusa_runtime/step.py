@@ -9,45 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .accept import accept
-from .attention import AttentionContext, TreeMask
+from .attention import AttentionContext
+from .buffers import TreeBuffers
 from .cache import TreeCache
 from .errors import out_of_memory
 from .heads import MedusaHeads
 from .rules import GREEDY, Rule
-from .tree import CandidateTree
-
-if TYPE_CHECKING:
-    from .model import MedusaModel
-
-
-@dataclass(frozen=True)
-class TreeBuffers:
-    """A tree's arrays on the device, made once: shapes as in :class:`CandidateTree`, M = N + 1."""
-
-    nodes: int
-    depth: int  # heads to evaluate
-    width: int  # candidates of each head
-    parents: Tensor  # (M,)
-    depths: Tensor  # (M,)
-    ancestors: Tensor  # (M, M) bool
-    retrieval: Tensor  # (M, D + 1)
-    picks: Tensor  # (N,) where each node's token stands among the D x width candidates
-    mask: TreeMask  # who sees whom, for attention
-
-    @classmethod
-    def of(cls, tree: CandidateTree, device: torch.device) -> TreeBuffers:
-        mask = TreeMask.of(tree, device)
-        picks = (tree.depths[1:] - 1) * tree.width + tree.ranks[1:]
-        parents, retrieval, chosen = (torch.as_tensor(a, device=device) for a in (tree.parents, tree.retrieval, picks))
-        return cls(
-            tree.nodes, tree.depth, tree.width, parents, mask.depths, mask.ancestors, retrieval, chosen, mask
-        )  # fmt: skip
+from .tree_model import TreeModel
 
 
 @dataclass
@@ -94,7 +67,7 @@ def expected(state: State, tree: TreeBuffers) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def step(model: MedusaModel, state: State, tree: TreeBuffers, rule: Rule = GREEDY) -> tuple[Tensor, Tensor]:
+def step(model: TreeModel, state: State, tree: TreeBuffers, rule: Rule = GREEDY) -> tuple[Tensor, Tensor]:
     """One decoding step: propose, verify the tree in one pass, keep the accepted path, advance.
 
     The heads are evaluated once a sequence, on the hidden state of the last accepted node. A sequence that has ended goes
@@ -112,7 +85,7 @@ def step(model: MedusaModel, state: State, tree: TreeBuffers, rule: Rule = GREED
         return device_step(model, state, tree, rule)
 
 
-def device_step(model: MedusaModel, state: State, tree: TreeBuffers, rule: Rule) -> tuple[Tensor, Tensor]:
+def device_step(model: TreeModel, state: State, tree: TreeBuffers, rule: Rule) -> tuple[Tensor, Tensor]:
     """What :func:`step` does on the device; a CUDA graph is made of this."""
     slots, batch = state.cache.slots, state.root.shape[0]
     tokens = state.root[:, None]

@@ -11,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from medusa_runtime.buffers import TreeBuffers
 from medusa_runtime.decode import Readback, prefill, steps_ahead
 from medusa_runtime.errors import InputError
 from medusa_runtime.graph import Step, stepper
 from medusa_runtime.model import MedusaModel
 from medusa_runtime.rules import GREEDY, Rule
-from medusa_runtime.step import State, TreeBuffers
+from medusa_runtime.step import State
 from medusa_runtime.tree import CandidateTree
 
 from .latency import LatencyCurve, LatencyGrid, LatencyPoint, Load

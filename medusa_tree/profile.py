@@ -9,11 +9,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from medusa_runtime.buffers import TreeBuffers
 from medusa_runtime.decode import prefill, stop_tokens, unsound
 from medusa_runtime.errors import InputError
 from medusa_runtime.model import MedusaModel
 from medusa_runtime.rules import GREEDY, Rule
-from medusa_runtime.step import State, TreeBuffers, propose, step
+from medusa_runtime.step import State, propose, step
 from medusa_runtime.tree import CandidateTree
 
 from .table import MISS

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from medusa_runtime.accept import scores
 from medusa_runtime.attention import AttentionContext
+from medusa_runtime.buffers import TreeBuffers
 from medusa_runtime.model import MedusaModel
 from medusa_runtime.rules import GREEDY, Rule, Sampling
-from medusa_runtime.step import TreeBuffers
 from medusa_runtime.tree import CandidateTree
 
 NEAR_TIE_ULPS = 8.0

@@ -55,9 +55,10 @@ def kernels_in_a_compiled_pass() -> int:
     import torch.utils._triton
     from conftest import BUSHY, tiny_model
 
+    from medusa_runtime.buffers import TreeBuffers
     from medusa_runtime.decode import prefill
     from medusa_runtime.rules import GREEDY
-    from medusa_runtime.step import TreeBuffers, device_step
+    from medusa_runtime.step import device_step
 
     torch.utils._triton.has_triton = lambda: True  # the tracer asks whether a device runs Triton: none here does
     graphs = []

@@ -13,9 +13,9 @@ from scipy import stats
 
 from medusa_runtime import CandidateTree, Greedy, InputError, MedusaModel, Sampling, Typical, generate, stream
 from medusa_runtime.accept import accept, warpers
+from medusa_runtime.buffers import TreeBuffers
 from medusa_runtime.noise import gumbel, uniform
 from medusa_runtime.rules import make_rule, read_rule, rule_json
-from medusa_runtime.step import TreeBuffers
 from medusa_tree.profile import profile
 
 LETTERS, LENGTH = 4, 3

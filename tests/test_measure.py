@@ -11,8 +11,9 @@ from test_plan import grid
 from test_search import random_trace
 
 from medusa_runtime import InputError
+from medusa_runtime.buffers import TreeBuffers
 from medusa_runtime.decode import prefill
-from medusa_runtime.step import TreeBuffers, step
+from medusa_runtime.step import step
 from medusa_tree import measure as timing
 from medusa_tree.budget import Budget
 from medusa_tree.calibration import Calibration

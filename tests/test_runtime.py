@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from medusa_runtime import CandidateTree, InputError, MedusaModel, stream
 from medusa_runtime.accept import accept
 from medusa_runtime.attention import AttentionContext, TreeMask
+from medusa_runtime.buffers import TreeBuffers
 from medusa_runtime.cache import TreeCache
 from medusa_runtime.decode import prefill
 from medusa_runtime.rules import GREEDY
-from medusa_runtime.step import TreeBuffers, step
+from medusa_runtime.step import step
 
 NEW = 128
 
