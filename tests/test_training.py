@@ -140,6 +140,15 @@ def test_a_resting_backbone_learns_nothing():
     assert {n.split(".")[0] for n, p in model.named_parameters() if p.grad is not None} == {"heads"}
 
 
+@pytest.mark.parametrize("name", ["medusa-1", "medusa-2"])
+def test_a_batch_that_asks_nothing_of_the_heads_has_a_loss_with_a_graph(name):
+    model = training_model(Recipe(name=name, lora_rank=0))
+    out = model(**collate([{"input_ids": [5, 6], "labels": [5, 6]}], pad=0))
+    out["loss"].backward()
+    assert out["head_sums"].tolist() == [0.0] * 4
+    assert (out["loss"] > 0) == (name == "medusa-2")
+
+
 @pytest.mark.parametrize("rank", [0, 2])
 def test_the_teacher_is_the_model_as_it_was(rank):
     model = training_model(Recipe(name="medusa-2", lora_rank=rank, distill=True))
@@ -349,6 +358,7 @@ def test_long_rows_are_cut_and_documents_are_held_out_whole():
     row = Row(list(range(25)), [IGNORE] * 12 + list(range(12, 25)), "a")
     pieces = cut(row, 10)
     assert [p.ids[0] for p in pieces] == [10, 20]
+    assert [len(p.ids) for p in cut(Row(list(range(22)), list(range(22)), "a"), 10)] == [10, 10], "two ask no head"
     rows = [Row([i] * 4, [i] * 4, str(i // 3)) for i in range(30)]
     train, held = split(rows, 0.2, seed=0)
     assert not {r.group for r in train} & {r.group for r in held}

@@ -144,11 +144,11 @@ def _template(
 
 
 def cut(row: Row, length: int) -> list[Row]:
-    """Pieces of at most ``length`` tokens; those in which nothing counts are dropped."""
+    """Pieces of at most ``length`` tokens; those that ask nothing of the first head, two tokens on, are dropped."""
     pieces = [
         Row(row.ids[i : i + length], row.labels[i : i + length], row.group) for i in range(0, len(row.ids), length)
     ]
-    return [p for p in pieces if any(label != IGNORE for label in p.labels[1:])]
+    return [p for p in pieces if any(label != IGNORE for label in p.labels[2:])]
 
 
 def split(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:

@@ -56,7 +56,7 @@ def head_losses(
         return each.view(heads, -1).sum(dim=1)
 
     total = hidden.new_zeros(heads, dtype=torch.float32)
-    for i in range(0, tokens, step):
+    for i in range(0, max(1, tokens), step):  # of no tokens one empty chunk: a loss always has a graph
         x, y = hidden[i : i + step], targets[:, i : i + step]
         needs = torch.is_grad_enabled()
         total = total + (checkpoint(of_chunk, x, y, use_reentrant=False) if needs else of_chunk(x, y))
