@@ -13,7 +13,7 @@ from test_checkpoint import save_base
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from medusa_runtime import InputError, MedusaHeads
+from medusa_runtime import InputError, MedusaHeads, MedusaModel
 from medusa_tree.corpus import Prompt
 from medusa_tree.training.data import Row, collate, cut, read_rows, split
 from medusa_tree.training.distill import answer, is_answers, join_answers
@@ -394,8 +394,6 @@ def prompts(count=10):
 def test_answers_go_on_where_they_were_killed_and_come_out_the_same(tmp_path, tiny, temperature):
     how = {"max_new_tokens": 6, "batch_size": 3, "temperature": temperature, "top_p": 0.9}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    whole.mkdir()
-    parts.mkdir()
     answer(*tiny, prompts(), whole, **how)
 
     def kill(done):
@@ -426,6 +424,19 @@ def test_answers_go_on_where_they_were_killed_and_come_out_the_same(tmp_path, ti
             assert row.ids == alone[0].tolist()
     with pytest.raises(InputError, match="made with other max_new_tokens"):
         answer(*tiny, prompts(), parts, **{**how, "max_new_tokens": 7})
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_answers_are_the_text_that_decoding_verifies_whatever_the_model_says(tmp_path, tiny, temperature):
+    base, own = tiny_base("llama"), {"repetition_penalty": 5.0, "top_k": 1, "min_p": 0.9}
+    base.generation_config.update(**own)
+    folder = tmp_path / "made" / "here"
+    answer(base, tiny[1], prompts(), folder, max_new_tokens=12, temperature=temperature, process=(1, 2), batch_size=4)
+    assert not (folder / "answers.json").exists(), "the first process's to write; another may be there before it"
+    assert {k: getattr(base.generation_config, k) for k in own} == own
+    made = [json.loads(line) for line in (folder / "answers-1.jsonl").read_text().splitlines()]
+    plain = MedusaModel(base).generate([m["prompt_ids"] for m in made], max_new_tokens=12).tokens
+    assert ([m["response_ids"] for m in made] == plain) == (temperature == 0)
 
 
 def test_prompts_that_cannot_be_answered_are_refused(tmp_path, tiny):

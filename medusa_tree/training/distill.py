@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from medusa_runtime.errors import InputError
+from medusa_runtime.errors import InputError, out_of_memory
 from medusa_runtime.files import write_beside
 
 from ..corpus import Prompt, tokenize
@@ -35,8 +36,9 @@ def answer(
 ) -> None:
     """Answer the prompts and add each batch to ``folder/answers-{process}.jsonl`` as soon as it is made.
 
-    What stands there already is kept, so that a killed run goes on where it was; every batch has a seed of its own, so
-    that it goes on the same way, with however many processes.
+    Of the model's generation config only the end tokens are kept: with a repetition penalty or a top-k of its own it would
+    write another text than decoding verifies. What stands in the folder is kept, so that a killed run goes on where it was;
+    every batch has a seed of its own, so that it goes on the same way, with however many processes.
 
     Args:
         prompts: chat turns go through the model's own template.
@@ -62,10 +64,15 @@ def answer(
                 f"prompt {i + 1} ({prompts[i].text[:40]!r}) has {len(row)} tokens; with {max_new_tokens} new ones that exceeds the model's "
                 f"{room} positions: shorten it, or lower --max-new-tokens"
             )
-    settings = {
-        "prompts": hashlib.sha256(json.dumps(rows).encode()).hexdigest(), "max_new_tokens": max_new_tokens, "temperature": temperature,
-        "top_p": top_p, "batch_size": batch_size, "seed": seed,
+    decoding: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens, "do_sample": temperature > 0, "eos_token_id": base.generation_config.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id or 0,
     }  # fmt: skip
+    if temperature:
+        decoding |= {"temperature": temperature, "top_p": top_p, "top_k": 0}  # left open, top_k would be 50
+    prompts_digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    settings = {**decoding, "batch_size": batch_size, "seed": seed, "prompts": prompts_digest}
+    folder.mkdir(parents=True, exist_ok=True)
     _same_settings(folder / SETTINGS, settings, first=process[0] == 0)
     done = {entry["row"] for entry in _answers(folder)}
     progress(len(done))
@@ -73,12 +80,12 @@ def answer(
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     part = folder / f"answers-{process[0]}.jsonl"
     _drop_broken_line(part)
-    with part.open("a", encoding="utf-8") as file:
+    with part.open("a", encoding="utf-8") as file, _decoding(base, GenerationConfig(**decoding)):
         for b, batch in enumerate(batches):
             if b % process[1] != process[0] or done.issuperset(batch):
                 continue
             torch.manual_seed(seed + b)
-            made = _generate(base, tokenizer, [rows[i] for i in batch], max_new_tokens, temperature, top_p)
+            made = _generate(base, [rows[i] for i in batch])
             for i, new in zip(batch, made, strict=True):
                 entry = {"row": i, "group": prompts[i].group, "prompt_ids": rows[i], "response_ids": new}
                 file.write(json.dumps(entry) + "\n")
@@ -86,23 +93,27 @@ def answer(
             progress(len(batch))
 
 
+@contextmanager
+def _decoding(base: PreTrainedModel, how: GenerationConfig) -> Iterator[None]:
+    """``how`` as the model's own: what a config handed to ``generate`` leaves open is filled in from the model's."""
+    own = base.generation_config
+    base.generation_config = how
+    try:
+        yield
+    finally:
+        base.generation_config = own
+
+
 @torch.no_grad()
-def _generate(
-    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[list[int]], max_new_tokens: int, temperature: float, top_p: float
-) -> list[list[int]]:  # fmt: skip
+def _generate(base: PreTrainedModel, rows: list[list[int]]) -> list[list[int]]:
     """What transformers' generate adds to each row, its end token included."""
-    longest = max(map(len, rows))
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    longest, how = max(map(len, rows)), base.generation_config
+    pad, ends = how.pad_token_id, how.eos_token_id
     tokens = torch.tensor([[pad] * (longest - len(r)) + r for r in rows], device=base.device)
     mask = torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows], device=base.device)
-    sampling: dict[str, Any] = (
-        {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature else {"do_sample": False}
-    )
     base.eval()
-    out = base.generate(
-        input_ids=tokens, attention_mask=mask, max_new_tokens=max_new_tokens, pad_token_id=pad, **sampling
-    )
-    ends = base.generation_config.eos_token_id
+    with out_of_memory(f"answers to {len(rows)} prompt(s) of up to {longest} tokens (--answer-batch)", base.device):
+        out = base.generate(input_ids=tokens, attention_mask=mask)
     stops = set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
     made = []
     for row in out[:, longest:].tolist():
@@ -156,6 +167,5 @@ def _same_settings(path: Path, settings: dict[str, Any], first: bool) -> None:
                 f"{path.parent}: holds answers made with other {', '.join(other)}; give another -o, or remove that folder"
             )
     elif first:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with write_beside(path) as beside:
             beside.write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
