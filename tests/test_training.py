@@ -163,6 +163,28 @@ def test_the_teacher_is_the_model_as_it_was(rank):
     torch.testing.assert_close(model._teacher_logits(batch["input_ids"], batch["attention_mask"]), before)
 
 
+@pytest.mark.parametrize("rank", [0, 2])
+def test_only_a_backbone_that_learns_drops_out(rank):
+    batch = collate([r.example for r in some_rows(2)], pad=0)
+
+    def twice(name, resting=False):
+        model = training_model(Recipe(name=name, lora_rank=rank, distill=True), family="gpt_neox")
+        for layer in model.modules():
+            if isinstance(layer, torch.nn.Dropout):
+                layer.p = 0.5
+        model.train()
+        model.resting = resting
+        return [model(**batch)["loss"].item() for _ in range(2)], model
+
+    for first, second in (twice("medusa-1")[0], twice("medusa-2", resting=True)[0]):
+        assert first == second
+    (first, second), model = twice("medusa-2")
+    assert first != second
+    teacher = [model._teacher_logits(batch["input_ids"], batch["attention_mask"]) for _ in range(2)]
+    assert torch.equal(*teacher)
+    assert model.base.training, "it learns on"
+
+
 def test_the_learning_rate_rests_rises_and_falls():
     share = cosine(100, warmup=0.1, rest=0.3)
     values = [share(i) for i in range(101)]

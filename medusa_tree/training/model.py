@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ class TrainingModel(nn.Module):
         base.requires_grad_(recipe.joint and recipe.lora_rank == 0)
         self.teacher: PreTrainedModel | None = None
         if recipe.joint and recipe.distill and recipe.lora_rank == 0:
-            self.teacher = copy.deepcopy(base).requires_grad_(False).eval()
+            self.teacher = copy.deepcopy(base).requires_grad_(False)
         if recipe.gradient_checkpointing:
             base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         output = base.get_output_embeddings()
@@ -108,6 +109,7 @@ class TrainingModel(nn.Module):
             loss; and detached sums for the log: head_sums and head_tokens (H,), base_sum (), tokens ().
         """
         joint = self.recipe.joint and not self.resting
+        self.base.train(joint and self.training)  # a backbone that does not learn drops nothing out
         with torch.set_grad_enabled(joint and torch.is_grad_enabled()):
             hidden, logits = self.hidden_states(input_ids, attention_mask, logits=joint)
         tokens = (labels[:, 1:] != IGNORE).sum()
@@ -138,11 +140,13 @@ class TrainingModel(nn.Module):
 
     @torch.no_grad()
     def _teacher_logits(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """The model as it was: with its adapters off, no second copy; trained in full, a frozen copy."""
-        if self.teacher is not None:
-            return self.teacher(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
-        with self.base.disable_adapter():
-            logits = self.base(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+        """The model as it was, nothing dropped out: with its adapters off, no second copy; trained in full, a frozen copy."""
+        teacher = self.base if self.teacher is None else self.teacher
+        learning = teacher.training
+        teacher.eval()
+        with teacher.disable_adapter() if self.teacher is None else nullcontext():
+            logits: Tensor = teacher(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+        teacher.train(learning)
         self._hidden = None
         return logits
 
