@@ -11,6 +11,7 @@ import torch
 from conftest import VOCAB, tiny_base
 from test_checkpoint import save_base
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from medusa_runtime import InputError, MedusaHeads, MedusaModel
@@ -81,6 +82,34 @@ def test_the_lean_loss_and_its_gradients_are_those_of_all_logits_at_once(kind, c
     torch.testing.assert_close(lean, plain)
     for ours, theirs in zip(lean_gradients, plain_gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+class Casts(TorchDispatchMode):
+    """Counts the casts of tensors of so many elements."""
+
+    def __init__(self, elements):
+        super().__init__()
+        self.elements, self.count = elements, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._to_copy.default and args[0].numel() == self.elements
+        return function(*args, **(kwargs or {}))
+
+
+def test_mixed_precision_casts_the_heads_once_and_not_for_every_chunk():
+    torch.manual_seed(0)
+    heads = MedusaHeads(16, VOCAB, 3)
+    torch.nn.init.normal_(heads.block_weight, std=0.3)
+    hidden, targets = torch.randn(29, 16), torch.randint(0, VOCAB, (3, 29))
+    whole = torch.autograd.grad(head_losses(heads, hidden, targets).sum(), list(heads.parameters()))
+    with Casts(heads.output_weight.numel()) as casts:
+        with torch.autocast("cpu", torch.bfloat16):
+            lean = head_losses(heads, hidden, targets, chunk=6)
+        ours = torch.autograd.grad(lean.sum(), list(heads.parameters()))
+    assert casts.count == 1 + 2, "of the weights, and of the gradients of TOGETHER chunks; there are 15"
+    for our, their in zip(ours, whole, strict=True):
+        assert our.dtype == torch.float32
+        assert (our - their).norm() < 0.02 * their.norm()
 
 
 def test_the_distillation_loss_is_kl_where_labels_count_and_nothing_against_itself():

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from medusa_runtime.errors import InputError
 from medusa_runtime.model import MedusaModel
@@ -16,7 +17,7 @@ from ..offers import estimate, full_order
 from ..profile import Progress, profile
 from ..replay import replay
 from .data import Row, collate
-from .loss import CHUNK, IGNORE, base_loss, head_targets
+from .loss import CHUNK, IGNORE, autocast_weights, base_loss, head_targets
 from .model import TrainingModel
 
 TOP = 10
@@ -54,6 +55,7 @@ def score(model: TrainingModel, rows: Sequence[Row], batch_size: int) -> Scores:
     model.eval()
     heads = model.heads
     model.share_output()
+    weights = autocast_weights(heads)
     width = min(TOP, heads.rows)
     hits = torch.zeros(heads.num_heads, TOP, dtype=torch.float64)
     asked = torch.zeros(heads.num_heads, dtype=torch.float64)
@@ -70,7 +72,7 @@ def score(model: TrainingModel, rows: Sequence[Row], batch_size: int) -> Scores:
         step = max(1, CHUNK // heads.num_heads)
         for at in range(0, flat.shape[0], step):
             wanted = targets[:, at : at + step]
-            guesses = heads.tokens(heads(flat[at : at + step]).topk(width, dim=-1).indices)
+            guesses = heads.tokens(functional_call(heads, weights, flat[at : at + step]).topk(width, dim=-1).indices)
             found = (guesses == wanted[..., None]) & (wanted != IGNORE)[..., None]
             hits[:, :width] += found.sum(dim=1).cpu()
             asked += (wanted != IGNORE).sum(dim=1).cpu()
