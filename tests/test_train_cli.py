@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from conftest import tiny_base
 from safetensors import safe_open
 from test_checkpoint import save_base
 
-from medusa_runtime import CandidateTree, MedusaModel
+from medusa_runtime import CandidateTree, InputError, MedusaModel
 from medusa_tree.cli import main
+from medusa_tree.training.run import check_device
 
 FAST = ("--max-steps", 6, "--batch-size", 4, "--max-length", 24, "--eval-prompts", 4, "--heads", 2, "--device", "cpu")
 
@@ -104,7 +106,9 @@ def test_medusa_2_leaves_a_full_model_that_carries_its_heads(tmp_path, base, ran
 def test_self_distillation_answers_trains_and_resumes_from_what_stands(tmp_path, base):
     out = tmp_path / "own"
     how = ("--self-distill", "--max-new-tokens", 12, "--answer-batch", 8, "--shared-output", "--held-out", 0.3)
-    options = ("--model", base, "--data", base / "prompts.jsonl", *FAST, *how)
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text((base / "prompts.jsonl").read_text())
+    options = ("--model", base, "--data", prompts, *FAST, *how)
     run(*options, "-o", out)
     answers = out / "work" / "answers" / "answers.jsonl"
     rows = [json.loads(line) for line in answers.read_text().splitlines()]
@@ -115,13 +119,18 @@ def test_self_distillation_answers_trains_and_resumes_from_what_stands(tmp_path,
     assert "go on with it by --resume" in refused.output
     other = run(*options, "--blocks", 2, "--resume", "-o", out, code=2)
     assert "its run has blocks 1, not 2" in other.output
+    split = run(*options, "--held-out", 0.4, "--resume", "-o", out, code=2)
+    assert "its run has held_out 0.3, not 0.4" in split.output
+    prompts.write_text(prompts.read_text() + '{"prompt": "3 4 5"}\n')
+    assert "its run has data_sha256" in run(*options, "--resume", "-o", out, code=2).output
+    prompts.write_text((base / "prompts.jsonl").read_text())
     before = answers.read_bytes()
     run(*options, "--resume", "-o", out)
     assert answers.read_bytes() == before
-    half = ("--shared-output", "--draft-vocab", 20, "--dtype", "bfloat16")
-    taken = run(
-        "--model", base, "--data", answers, *FAST, "--self-distill", "--held-out", 0.3, *half, "-o", tmp_path / "again"
-    )
+    long = tmp_path / "long.jsonl"  # prompts that leave no room for an answer: their ends are taken
+    long.write_text(2 * (json.dumps({"prompt_ids": list(range(3, 43)) * 11, "response_ids": [5, 6, 7]}) + "\n"))
+    half = ("--shared-output", "--draft-vocab", 20, "--dtype", "bfloat16", "--max-length", 512, "--eval", long)
+    taken = run("--model", base, "--data", answers, *FAST, "--self-distill", *half, "-o", tmp_path / "again")
     assert "Answering" not in taken.output
     assert len(decodes_as_its_base(tmp_path / "again").medusa_heads.token_map) == 20
 
@@ -135,6 +144,9 @@ def test_self_distillation_answers_trains_and_resumes_from_what_stands(tmp_path,
         (("--shared-output", "--format", "medusa"), "--format medusa: cannot carry these heads; use tgi-v2 or vllm"),
         (("--model", "no/such/folder"), "no such folder here"),
         (("--held-out", "0"), "--held-out 0.0"),
+        (("--held-out", "0.04", "--max-length", "64"), "needs at least two held-out rows"),
+        (("--device", "nonsense"), "--device nonsense: not usable here"),
+        (("--device", "meta"), "--device meta: this process trains on"),
         (("--recipe", "medusa-2", "--lora-rank", "0", "--quantize", "4bit"), "a quantised backbone cannot be trained in full"),
     ],
 )  # fmt: skip
@@ -144,3 +156,44 @@ def test_what_cannot_be_trained_is_refused_before_work(tmp_path, base, options, 
     result = run(*rest, *FAST[:-4], "--device", "cpu", *options, "-o", tmp_path / "out", code=2)
     assert words in " ".join(result.output.replace("│", " ").split())
     assert not list(tmp_path.glob("out/*.safetensors"))
+
+
+def test_held_out_rows_with_tokens_that_the_model_lacks_are_refused(tmp_path, base):
+    folder = tmp_path / "base"
+    shutil.copytree(base, folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["new"])
+    tokenizer.save_pretrained(folder)
+    (folder / "eval.jsonl").write_text(2 * '{"text": "3 4 5 new 6"}\n')
+    data = ("--data", folder / "data.jsonl", "--eval", folder / "eval.jsonl")
+    refused = run("--model", folder, *data, *FAST, "-o", tmp_path / "out", code=2)
+    assert "eval.jsonl: has tokens outside of the 48" in " ".join(refused.output.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("where", "words"), [("transformers.PreTrainedModel.to", "--quantize"), ("medusa_tree.training.run.fit", "--batch-size")]
+)  # fmt: skip
+def test_running_out_of_memory_is_told_without_a_traceback(tmp_path, base, monkeypatch, where, words):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(where, full)
+    told = run("--model", base, "--data", base / "data.jsonl", *FAST, "-o", tmp_path / "out", code=2).output
+    assert "out of memory" in told
+    assert words in told
+
+
+def test_a_folder_that_cannot_be_made_is_refused(base):
+    data = base / "data.jsonl"
+    assert "cannot be made" in run("--model", base, "--data", data, *FAST, "-o", data / "out", code=2).output
+
+
+def test_a_process_trains_on_the_device_it_was_given(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    check_device("cpu", torch.device("cpu"))
+    with pytest.raises(
+        InputError, match=r"2 GPUs are visible.*torchrun --nproc-per-node 2 .*one of them by CUDA_VISIBLE_DEVICES=0"
+    ):
+        check_device(None, torch.device("cuda"))
+    with pytest.raises(InputError, match="--device cpu: this process trains on mps"):
+        check_device("cpu", torch.device("mps"))

@@ -91,6 +91,22 @@ class Acceptance:
     high: float
 
 
+def held_out_prompts(rows: Sequence[Row], most: int, room: int | None) -> list[list[int]]:
+    """The prompts of the first ``most`` rows, of each the last ``room`` tokens (None: all).
+
+    Raises:
+        InputError: fewer than two rows, or no room.
+    """
+    if len(rows) < 2:
+        raise InputError(
+            "acceptance length needs at least two held-out rows, one to choose trees on and one to replay them on, and there "
+            f"is {len(rows)}: raise --held-out, or hold other data out with --eval FILE"
+        )
+    if room is not None and room < 1:
+        raise InputError("the model has too few positions for a prompt and an answer to measure acceptance length on")
+    return [row.prompt[-(room or 0) :] for row in rows[:most]]
+
+
 def acceptance(
     model: MedusaModel,
     prompts: Sequence[Sequence[int]],
@@ -98,15 +114,8 @@ def acceptance(
     sizes: Sequence[int] = SIZES,
     progress: Progress = lambda done: None,
 ) -> list[Acceptance]:
-    """Profile the model on its own greedy output, choose trees on every other prompt, replay them on the rest.
-
-    Raises:
-        InputError: fewer than two prompts.
-    """
-    if len(prompts) < 2:
-        raise InputError(
-            "acceptance needs at least two held-out prompts: one to choose trees on, one to replay them on"
-        )
+    """Profile the model on its own greedy output, choose trees on every other prompt, replay them on the rest; see
+    :func:`held_out_prompts`."""
     held_out = np.arange(len(prompts)) % 2 == 1
     trace = profile(model, prompts, held_out, max_new_tokens, progress=progress)
     fit, held = trace.split()

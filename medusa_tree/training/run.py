@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +17,15 @@ from accelerate import PartialState
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from medusa_runtime.checkpoint import FORMATS, read_config, save_full, save_heads
-from medusa_runtime.errors import InputError
+from medusa_runtime.errors import InputError, out_of_memory
 from medusa_runtime.files import write_beside
 from medusa_runtime.heads import MedusaHeads
-from medusa_runtime.model import DTYPES, MedusaModel
+from medusa_runtime.model import DTYPES, MedusaModel, pick_device
 
-from ..corpus import read_corpus
+from ..corpus import read_corpus, read_text
 from .data import read_rows, split
 from .distill import answer, is_answers, join_answers
-from .evaluate import Acceptance, Scores, acceptance, score
+from .evaluate import Acceptance, Scores, acceptance, held_out_prompts, score
 from .model import TrainingModel, frequent_tokens, new_heads
 from .recipe import Recipe
 from .trainer import fit, newest_checkpoint
@@ -95,7 +97,8 @@ def run(job: Run, report: Report = lambda stage, done, total: None) -> Outcome |
         InputError: names the file, line or option that is wrong; see the parts.
     """
     begin = time.monotonic()
-    state = PartialState(cpu=job.device == "cpu")
+    state = PartialState(cpu=job.device is not None and job.device.startswith("cpu"))
+    check_device(job.device, state.device)
     work = job.output / WORK
     _claim(job, work, state)
     tokenizer, base = _load(job, state.device)
@@ -112,10 +115,14 @@ def run(job: Run, report: Report = lambda stage, done, total: None) -> Outcome |
         held = read_rows(job.evaluation, tokenizer, length)
     else:
         rows, held = split(rows, job.held_out, job.recipe.seed)
-    if max(map(max, (r.ids for r in rows))) >= base.get_input_embeddings().weight.shape[0]:
-        raise InputError(
-            f"{data}: has tokens outside of the {base.get_input_embeddings().weight.shape[0]} of {job.model}; was it made with its tokenizer?"
-        )
+    known = base.get_input_embeddings().weight.shape[0]
+    for source, its in ((data, rows), (job.evaluation or data, held)):
+        if max(map(max, (r.ids for r in its))) >= known:
+            raise InputError(
+                f"{source}: has tokens outside of the {known} of {job.model}; was it made with its tokenizer?"
+            )
+    room = None if places is None else places - job.eval_new_tokens - job.recipe.heads
+    prompts = held_out_prompts(held, job.eval_prompts, room)
 
     token_map = None
     if job.recipe.draft_vocab is not None:
@@ -123,18 +130,21 @@ def run(job: Run, report: Report = lambda stage, done, total: None) -> Outcome |
         token_map = frequent_tokens(
             [[t for t in r.labels if t >= 0] for r in rows], vocab, job.recipe.draft_vocab
         )  # what heads are to guess
-    torch.manual_seed(job.recipe.seed)
-    model = TrainingModel(base, new_heads(base, job.recipe, token_map), job.recipe).to(state.device)
-    mixed = saved_dtype in (torch.bfloat16, torch.float16)
-    with torch.autocast(state.device.type, torch.bfloat16, enabled=mixed):
-        before = score(model, held, job.recipe.batch_size)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    log = fit(
-        model, job.recipe, rows, held, work, pad, lambda done, total: report("Training (steps)", done, total),
-        bf16=mixed, use_cpu=state.device.type == "cpu",
-    )  # fmt: skip
-    with torch.autocast(state.device.type, torch.bfloat16, enabled=mixed):
-        after = score(model, held, job.recipe.batch_size)
+    torch.manual_seed(job.recipe.seed)
+    mixed = saved_dtype in (torch.bfloat16, torch.float16)
+    autocast = partial(torch.autocast, state.device.type, torch.bfloat16, enabled=mixed)
+    size = f"rows of up to {length} tokens (--max-length), {job.recipe.batch_size} at a time (--batch-size)"
+    with out_of_memory(f"training {job.recipe.heads} heads on {size}", state.device):
+        model = TrainingModel(base, new_heads(base, job.recipe, token_map), job.recipe).to(state.device)
+        with autocast():
+            before = score(model, held, job.recipe.batch_size)
+        log = fit(
+            model, job.recipe, rows, held, work, pad, lambda done, total: report("Training (steps)", done, total),
+            bf16=mixed, use_cpu=state.device.type == "cpu",
+        )  # fmt: skip
+        with autocast():
+            after = score(model, held, job.recipe.batch_size)
     if not state.is_main_process:
         state.wait_for_everyone()
         return None
@@ -152,7 +162,6 @@ def run(job: Run, report: Report = lambda stage, done, total: None) -> Outcome |
         name = str(job.output.resolve()) if job.recipe.joint else job.model
         save_heads(heads, where, name, form, output_weight)
     served = MedusaModel(trained, heads, tokenizer, name=job.model)
-    prompts = [r.prompt for r in held if len(r.prompt)][: job.eval_prompts]
     measured = acceptance(
         served, prompts, job.eval_new_tokens, progress=lambda n: report("Profiling (prompts)", n, len(prompts))
     )
@@ -165,6 +174,24 @@ def run(job: Run, report: Report = lambda stage, done, total: None) -> Outcome |
     return Outcome(
         log, before, after, measured, len(rows), len(held), len(prompts), time.monotonic() - begin, peak, heads
     )
+
+
+def check_device(name: str | None, device: torch.device) -> None:
+    """Whether this process can train as asked on ``device``, which is the one it was given.
+
+    Raises:
+        InputError: ``name`` is not there or another one, or the process would have several GPUs.
+    """
+    asked = device if name is None else pick_device(name)
+    if device.type == "cuda" and (gpus := torch.cuda.device_count()) > 1 and not torch.distributed.is_initialized():
+        raise InputError(
+            f"{gpus} GPUs are visible to one process; start one each, torchrun --nproc-per-node {gpus} -m medusa_tree train ..., "
+            f"or choose one of them by CUDA_VISIBLE_DEVICES={asked.index or 0}"
+        )
+    if asked.type != device.type or asked.index not in (None, device.index or 0):
+        raise InputError(
+            f"--device {name}: this process trains on {device}; leave it out, and choose GPUs by CUDA_VISIBLE_DEVICES"
+        )
 
 
 def check_form(form: str | None, recipe: Recipe) -> str:
@@ -187,22 +214,31 @@ def check_form(form: str | None, recipe: Recipe) -> str:
 
 def _claim(job: Run, work: Path, state: PartialState) -> None:
     """Take the output folder for this run, or go on with the one that stands in it."""
-    wanted = {"model": job.model, "data": str(job.data), **job.recipe.to_json()}
+    files = {"data": job.data, "eval": job.evaluation}
+    wanted = {
+        "model": job.model, "dtype": job.dtype, "quantize": job.quantize, "held_out": job.held_out, **job.recipe.to_json(),
+        **{name: path and str(path) for name, path in files.items()},
+        **{f"{name}_sha256": path and hashlib.sha256(read_text(path).encode()).hexdigest() for name, path in files.items()},
+    }  # fmt: skip
     path = work / SETTINGS
-    begun = newest_checkpoint(work) is not None or any(work.glob("answers/answers-*.jsonl"))
-    if begun and path.is_file():
-        before = json.loads(path.read_text("utf-8"))
-        other = [k for k in wanted if before.get(k) != wanted[k]]
+    trained, answered = newest_checkpoint(work) is not None, any(work.glob("answers/answers-*.jsonl"))
+    if (trained or answered) and path.is_file():
         if not job.resume:
             raise InputError(
                 f"-o {job.output}: a run was begun there; go on with it by --resume, or give another folder"
             )
+        before = json.loads(path.read_text("utf-8"))
+        fixed = wanted if trained else ("model", "dtype", "quantize")  # whose answers; their settings stand beside them
+        other = [k for k in fixed if before.get(k) != wanted[k]]
         if other:
             raise InputError(
-                f"-o {job.output}: its run has {other[0]} {before.get(other[0])!r}, not {wanted[other[0]]!r}; resume it with the same options"
+                f"-o {job.output}: its run has {other[0]} {before.get(other[0])!r}, not {wanted[other[0]]!r}; resume it with the same options and files"
             )
-    elif state.is_main_process:
-        work.mkdir(parents=True, exist_ok=True)
+    if state.is_main_process:
+        try:
+            work.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"-o {job.output}: cannot be made ({error.strerror}); choose another folder") from None
         with write_beside(path) as beside:
             beside.write_text(json.dumps(wanted, indent=2) + "\n", "utf-8")
     state.wait_for_everyone()
@@ -232,7 +268,11 @@ def _load(job: Run, device: torch.device) -> tuple[PreTrainedTokenizerBase, PreT
         base = AutoModelForCausalLM.from_pretrained(job.model, **settings)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise InputError(f"{job.model}: cannot be loaded as a causal LM with its tokenizer: {error}") from None
-    return tokenizer, base if job.quantize else base.to(device)
+    if job.quantize:
+        return tokenizer, base
+    takes = f"{job.model} takes {base.get_memory_footprint() / 2**30:.2f} GiB (--quantize for less)"
+    with out_of_memory(takes, device):
+        return tokenizer, base.to(device)
 
 
 def _distilled(

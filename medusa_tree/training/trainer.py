@@ -23,7 +23,7 @@ ALONG_THE_WAY = 64  # held-out rows that are scored ten times a run, for the cur
 
 
 class HeadsTrainer(Trainer):
-    """Trains a :class:`TrainingModel`; DDP, FSDP, mixed precision, accumulation, resuming and loggers are the Trainer's."""
+    """Trains a :class:`TrainingModel`; DDP, mixed precision, accumulation, resuming and loggers are the Trainer's."""
 
     optimizer: torch.optim.Optimizer | None
     lr_scheduler: LambdaLR | None
@@ -127,16 +127,11 @@ def fit(
         model: changed in place.
         folder: where checkpoints are kept while training.
         pad: token id that rows are padded with.
-        settings: more of transformers' TrainingArguments (``report_to``, ``fsdp``, ``bf16``, ...).
+        settings: more of transformers' TrainingArguments (``report_to``, ``bf16``, ...).
 
     Raises:
-        InputError: several GPUs in one process, or a loss that is not finite.
+        InputError: a loss that is not finite.
     """
-    if torch.cuda.device_count() > 1 and not torch.distributed.is_initialized() and "fsdp" not in settings:
-        raise InputError(
-            f"{torch.cuda.device_count()} GPUs are visible to one process; start it as: torchrun --nproc-per-node "
-            f"{torch.cuda.device_count()} -m medusa_tree train ...   or choose one with CUDA_VISIBLE_DEVICES"
-        )
     arguments: dict[str, Any] = {
         "output_dir": str(folder), "seed": recipe.seed, "data_seed": recipe.seed, "num_train_epochs": recipe.epochs, "max_steps": recipe.max_steps,
         "per_device_train_batch_size": recipe.batch_size, "per_device_eval_batch_size": recipe.batch_size,
