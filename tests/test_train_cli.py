@@ -109,7 +109,9 @@ def test_self_distillation_answers_trains_and_resumes_from_what_stands(tmp_path,
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text((base / "prompts.jsonl").read_text())
     options = ("--model", base, "--data", prompts, *FAST, *how)
-    run(*options, "-o", out)
+    refused = run(*options, "--held-out", 0.01, "-o", out, code=2)
+    assert "raise --held-out" in " ".join(refused.output.replace("│", " ").split())
+    run(*options, "--resume", "-o", out)  # as told: the answers serve any split
     answers = out / "work" / "answers" / "answers.jsonl"
     rows = [json.loads(line) for line in answers.read_text().splitlines()]
     assert len(rows) == 16

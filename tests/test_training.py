@@ -383,6 +383,23 @@ def test_of_a_conversation_the_assistants_turns_count(tmp_path, tiny):
     assert 9 not in row.prompt
 
 
+def test_a_chat_template_is_asked_only_for_whole_exchanges_and_its_refusal_names_the_line(tmp_path, tiny):
+    """As those that want a user's turn in what they are given, and one that comes first."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny[1].name_or_path)
+    wants = "{% if messages | selectattr('role', 'equalto', 'user') | list | length == 0 %}{{ raise_exception('no user') }}{% endif %}"
+    tokenizer.chat_template = wants + CHAT
+    path = tmp_path / "chat.jsonl"
+    system, user, reply = (
+        {"role": r, "content": c} for r, c in (("system", "7"), ("user", "8"), ("assistant", "9 11"))
+    )
+    path.write_text(json.dumps({"messages": [system, user, reply, user]}))
+    (row,) = read_rows(path, tokenizer, 100)
+    assert [label for label in row.labels if label != IGNORE][:2] == [9, 11]
+    path.write_text(path.read_text() + "\n" + json.dumps({"messages": [reply, user, reply]}))
+    with pytest.raises(InputError, match=r"chat\.jsonl, line 2: the tokenizer's chat template refuses .*no user"):
+        read_rows(path, tokenizer, 100)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [

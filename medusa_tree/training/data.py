@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -55,7 +56,7 @@ def read_rows(path: Path, tokenizer: PreTrainedTokenizerBase, max_length: int) -
 
     Raises:
         InputError: names file and line: missing, empty, not JSON, without text, a role that is not known, a
-            conversation for a tokenizer without a chat template, token ids outside of the vocabulary.
+            conversation that the chat template refuses or that has none, token ids outside of the vocabulary.
     """
     rows: list[Row] = []
     if path.suffix in (".json", ".jsonl"):
@@ -106,7 +107,8 @@ def _answer(entry: dict[str, Any], where: str, tokenizer: PreTrainedTokenizerBas
 
 
 def _conversation(turns: Any, where: str, tokenizer: PreTrainedTokenizerBase, group: str) -> Row:
-    """The template is applied to ever longer beginnings, so that each turn's tokens are known whatever it looks like."""
+    """The template is applied up to each of the assistant's turns and through it, so that its tokens are known whatever the
+    template looks like; what follows the last of them is left out."""
     if not tokenizer.chat_template:
         raise InputError(
             f"{where}: is a conversation, but the tokenizer has no chat template; set one, or give the data as plain text"
@@ -114,24 +116,31 @@ def _conversation(turns: Any, where: str, tokenizer: PreTrainedTokenizerBase, gr
     if not isinstance(turns, list) or not turns:
         raise InputError(f"{where}: the conversation is not a list of turns")
     messages: list[dict[str, str]] = []
-    ids: list[int] = []
-    labels: list[int] = []
     for i, turn in enumerate(turns):
         role = ROLES.get(str(turn.get("role", turn.get("from")))) if isinstance(turn, dict) else None
         content = turn.get("content", turn.get("value")) if isinstance(turn, dict) else None
         if role is None or not isinstance(content, str):
             raise InputError(f"{where}: turn {i} has no known role and text; roles: {', '.join(ROLES)}")
         messages.append({"role": role, "content": content})
-        upcoming = i + 1 < len(turns) and role == "user"
-        whole = _template(tokenizer, messages, add_generation_prompt=upcoming)
-        if whole[: len(ids)] != ids:  # a template that rewrites what came before: only this turn's end can be told
-            labels = [IGNORE] * len(ids)
-            ids = whole[: len(ids)]
-        new = whole[len(ids) :]
-        labels += new if role == "assistant" else [IGNORE] * len(new)
-        ids = whole
-    if all(label == IGNORE for label in labels):
+    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    if not answers:
         raise InputError(f"{where}: no turn of the assistant in it, so there is nothing to learn")
+    ids: list[int] = []
+    labels: list[int] = []
+    for i in answers:
+        for beginning, counts in ((messages[:i], False), (messages[: i + 1], True)):
+            if not beginning:
+                continue
+            try:
+                whole = _template(tokenizer, beginning, add_generation_prompt=not counts)
+            except TemplateError as error:
+                raise InputError(f"{where}: the tokenizer's chat template refuses turns 0 to {i}: {error}") from None
+            if whole[: len(ids)] != ids:  # a template that rewrites what came before: only this turn's end can be told
+                labels = [IGNORE] * len(ids)
+                ids = whole[: len(ids)]
+            new = whole[len(ids) :]
+            labels += new if counts else [IGNORE] * len(new)
+            ids = whole
     return Row(ids, labels, group)
 
 
