@@ -103,6 +103,13 @@ def test_medusa_2_leaves_a_full_model_that_carries_its_heads(tmp_path, base, ran
     assert all(torch.equal(v, alone.medusa_heads.state_dict()[k]) for k, v in model.medusa_heads.state_dict().items())
 
 
+def test_a_model_trained_in_full_keeps_its_dtype(tmp_path, base):
+    how = ("--recipe", "medusa-2", "--lora-rank", 0, "--dtype", "bfloat16", "--max-steps", 1)
+    run("--model", base, "--data", base / "data.jsonl", *FAST, *how, "-o", tmp_path / "full")
+    trained = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "full", dtype="auto")
+    assert {p.dtype for p in trained.parameters()} == {torch.bfloat16}
+
+
 def test_self_distillation_answers_trains_and_resumes_from_what_stands(tmp_path, base):
     out = tmp_path / "own"
     how = ("--self-distill", "--max-new-tokens", 12, "--answer-batch", 8, "--shared-output", "--held-out", 0.3)
@@ -169,7 +176,7 @@ def test_held_out_rows_with_tokens_that_the_model_lacks_are_refused(tmp_path, ba
     (folder / "eval.jsonl").write_text(2 * '{"text": "3 4 5 new 6"}\n')
     data = ("--data", folder / "data.jsonl", "--eval", folder / "eval.jsonl")
     refused = run("--model", folder, *data, *FAST, "-o", tmp_path / "out", code=2)
-    assert "eval.jsonl: has tokens outside of the 48" in " ".join(refused.output.replace("│", " ").split())
+    assert "eval.jsonl: has tokens beyond the 48" in " ".join(refused.output.replace("│", " ").split())
 
 
 @pytest.mark.parametrize(

@@ -37,9 +37,9 @@ class TrainingModel(nn.Module):
     def __init__(self, base: PreTrainedModel, heads: MedusaHeads, recipe: Recipe) -> None:
         super().__init__()
         self.recipe, self.resting = recipe, False
-        base.requires_grad_(recipe.joint and recipe.lora_rank == 0)
+        base.requires_grad_(recipe.full)
         self.teacher: PreTrainedModel | None = None
-        if recipe.joint and recipe.distill and recipe.lora_rank == 0:
+        if recipe.full and recipe.distill:
             self.teacher = copy.deepcopy(base).requires_grad_(False)
         if recipe.gradient_checkpointing:
             base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -72,6 +72,11 @@ class Recipe:
         """Whether the backbone learns along."""
         return self.name == "medusa-2"
 
+    @property
+    def full(self) -> bool:
+        """Whether all of the backbone's weights are trained."""
+        return self.joint and self.lora_rank == 0
+
     def head_weights(self) -> list[float]:
         """lambda^k of head k = 1..H, times lambda_0 in medusa-2."""
         scale = self.heads_weight if self.joint else 1.0

@@ -118,9 +118,7 @@ def run(job: Run, report: Report = lambda stage, done, total: None) -> Outcome |
     known = base.get_input_embeddings().weight.shape[0]
     for source, its in ((data, rows), (job.evaluation or data, held)):
         if max(map(max, (r.ids for r in its))) >= known:
-            raise InputError(
-                f"{source}: has tokens outside of the {known} of {job.model}; was it made with its tokenizer?"
-            )
+            raise InputError(f"{source}: has tokens beyond the {known} of {job.model}; made with its tokenizer?")
     room = None if places is None else places - job.eval_new_tokens - job.recipe.heads
     prompts = held_out_prompts(held, job.eval_prompts, room)
 
@@ -136,6 +134,8 @@ def run(job: Run, report: Report = lambda stage, done, total: None) -> Outcome |
     autocast = partial(torch.autocast, state.device.type, torch.bfloat16, enabled=mixed)
     size = f"rows of up to {length} tokens (--max-length), {job.recipe.batch_size} at a time (--batch-size)"
     with out_of_memory(f"training {job.recipe.heads} heads on {size}", state.device):
+        if job.recipe.full:
+            base = base.float()  # what is trained is kept in float32 until it is saved
         model = TrainingModel(base, new_heads(base, job.recipe, token_map), job.recipe).to(state.device)
         with autocast():
             before = score(model, held, job.recipe.batch_size)
@@ -245,13 +245,12 @@ def _claim(job: Run, work: Path, state: PartialState) -> None:
 
 
 def _load(job: Run, device: torch.device) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    """Tokenizer and backbone on ``device``; in float32 where all its weights are trained, else as it was saved."""
+    """Tokenizer and backbone on ``device``, in the dtype it was saved in or ``job.dtype``."""
     read_config(job.model)
-    full = job.recipe.joint and job.recipe.lora_rank == 0
-    if job.quantize and full:
+    if job.quantize and job.recipe.full:
         raise InputError("--quantize: a quantised backbone cannot be trained in full; use --lora-rank or medusa-1")
     settings: dict[str, Any] = {
-        "dtype": torch.float32 if full else "auto" if job.dtype is None else DTYPES[job.dtype],
+        "dtype": "auto" if job.dtype is None else DTYPES[job.dtype],
         "trust_remote_code": job.trust_remote_code,
     }
     if job.quantize:
