@@ -400,6 +400,20 @@ def test_a_chat_template_is_asked_only_for_whole_exchanges_and_its_refusal_names
         read_rows(path, tokenizer, 100)
 
 
+def test_a_turn_counts_from_where_it_parts_from_the_prompt_for_it(tmp_path, tiny):
+    """The prompt opens thoughts, which the template leaves out of turns that are over."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny[1].name_or_path)
+    tokenizer.chat_template = CHAT.replace("{{ '2 ' if add", "{{ '2 4 4 4 ' if add")
+    path = tmp_path / "chat.jsonl"
+    turns = [
+        {"role": r, "content": c} for r, c in (("user", "8"), ("assistant", "9"), ("user", "7"), ("assistant", "6"))
+    ]
+    path.write_text(json.dumps({"messages": turns}))
+    (row,) = read_rows(path, tokenizer, 100)
+    assert row.ids == [1, 8, 3, 2, 9, 3, 1, 7, 3, 2, 6, 3]
+    assert row.labels == [*[IGNORE] * 4, 9, 3, *[IGNORE] * 4, 6, 3]
+
+
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [

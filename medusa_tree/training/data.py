@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
+from operator import eq
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +110,8 @@ def _answer(entry: dict[str, Any], where: str, tokenizer: PreTrainedTokenizerBas
 
 def _conversation(turns: Any, where: str, tokenizer: PreTrainedTokenizerBase, group: str) -> Row:
     """The template is applied up to each of the assistant's turns and through it, so that its tokens are known whatever the
-    template looks like; what follows the last of them is left out."""
+    template looks like: those from where the two part. What follows the last such turn is left out, and what a template
+    rewrites for a later one (thoughts, say) does not count."""
     if not tokenizer.chat_template:
         raise InputError(
             f"{where}: is a conversation, but the tokenizer has no chat template; set one, or give the data as plain text"
@@ -135,11 +138,8 @@ def _conversation(turns: Any, where: str, tokenizer: PreTrainedTokenizerBase, gr
                 whole = _template(tokenizer, beginning, add_generation_prompt=not counts)
             except TemplateError as error:
                 raise InputError(f"{where}: the tokenizer's chat template refuses turns 0 to {i}: {error}") from None
-            if whole[: len(ids)] != ids:  # a template that rewrites what came before: only this turn's end can be told
-                labels = [IGNORE] * len(ids)
-                ids = whole[: len(ids)]
-            new = whole[len(ids) :]
-            labels += new if counts else [IGNORE] * len(new)
+            same = sum(takewhile(bool, map(eq, ids, whole)))  # tokens up to where they part
+            labels = labels[:same] + (whole[same:] if counts else [IGNORE] * (len(whole) - same))
             ids = whole
     return Row(ids, labels, group)
 
