@@ -40,17 +40,7 @@ class TreeModel(nn.Module):
         heads_name: str = "heads",
     ) -> None:
         super().__init__()
-        if not getattr(base, "_supports_attention_backend", False):
-            raise InputError(
-                f"{name}: {type(base).__name__} does not route its attention through transformers' attention interface, "
-                "so tree attention cannot reach it; use a model that does (Llama, Mistral, Qwen, Gemma, GPT-NeoX, ...)"
-            )
-        kinds = set(getattr(base.config.get_text_config(), "layer_types", None) or ())
-        if kinds - SUPPORTED_LAYERS:
-            raise InputError(
-                f"{name}: has {', '.join(sorted(kinds - SUPPORTED_LAYERS))} layers, which tree attention cannot run; "
-                f"it runs {' and '.join(sorted(SUPPORTED_LAYERS))}"
-            )
+        check_architecture(base, name)
         output = base.get_output_embeddings()
         self.heads: MedusaHeads | None = None
         if heads is not None:
@@ -172,6 +162,21 @@ class TreeModel(nn.Module):
         if self.heads is not None:  # layers may be spread over devices
             hidden = hidden.to(self.heads.block_weight.device)
         return hidden, out.logits.to(tokens.device)
+
+
+def check_architecture(base: PreTrainedModel, name: str) -> None:
+    """InputError where tree attention cannot reach all layers of a model."""
+    if not getattr(base, "_supports_attention_backend", False):
+        raise InputError(
+            f"{name}: {type(base).__name__} does not route its attention through transformers' attention interface, "
+            "so tree attention cannot reach it; use a model that does (Llama, Mistral, Qwen, Gemma, GPT-NeoX, ...)"
+        )
+    kinds = set(getattr(base.config.get_text_config(), "layer_types", None) or ())
+    if kinds - SUPPORTED_LAYERS:
+        raise InputError(
+            f"{name}: has {', '.join(sorted(kinds - SUPPORTED_LAYERS))} layers, which tree attention cannot run; "
+            f"it runs {' and '.join(sorted(SUPPORTED_LAYERS))}"
+        )
 
 
 def _whole(weight: Any) -> Any:

@@ -14,7 +14,7 @@ from test_checkpoint import save_base
 
 from medusa_runtime import CandidateTree, InputError, MedusaModel
 from medusa_tree.cli import main
-from medusa_tree.training.run import check_device
+from medusa_tree.training.backbone import check_device
 
 FAST = ("--max-steps", 6, "--batch-size", 4, "--max-length", 24, "--eval-prompts", 4, "--heads", 2, "--device", "cpu")
 
@@ -142,6 +142,17 @@ def test_self_distillation_answers_trains_and_resumes_from_what_stands(tmp_path,
     taken = run("--model", base, "--data", answers, *FAST, "--self-distill", *half, "-o", tmp_path / "again")
     assert "Answering" not in taken.output
     assert len(decodes_as_its_base(tmp_path / "again").medusa_heads.token_map) == 20
+
+
+def test_a_model_that_the_runtime_cannot_run_is_refused_before_the_work(base, tmp_path):
+    config = transformers.BloomConfig(hidden_size=32, n_layer=1, n_head=2, vocab_size=48)
+    transformers.BloomForCausalLM(config).save_pretrained(tmp_path / "bloom")
+    transformers.AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "bloom")
+    refused = run(
+        "--model", tmp_path / "bloom", "--data", base / "prompts.jsonl", *FAST, "-o", tmp_path / "out", code=2
+    )
+    assert "does not route its attention" in " ".join(refused.output.split())
+    assert not (tmp_path / "out" / "config.json").exists()
 
 
 @pytest.mark.parametrize(

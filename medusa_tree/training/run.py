@@ -14,15 +14,16 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from medusa_runtime.checkpoint import FORMATS, read_config, save_full, save_heads
+from medusa_runtime.checkpoint import FORMATS, save_full, save_heads
 from medusa_runtime.errors import InputError, out_of_memory
 from medusa_runtime.files import write_beside
 from medusa_runtime.heads import MedusaHeads
-from medusa_runtime.model import DTYPES, MedusaModel, pick_device
+from medusa_runtime.model import MedusaModel
 
 from ..corpus import read_corpus, read_text
+from .backbone import check_device, load_backbone
 from .data import read_rows, split
 from .distill import answer, is_answers, join_answers
 from .evaluate import Acceptance, Scores, acceptance, held_out_prompts, score
@@ -101,7 +102,9 @@ def run(job: Run, report: Report = lambda stage, done, total: None) -> Outcome |
     check_device(job.device, state.device)
     work = job.output / WORK
     _claim(job, work, state)
-    tokenizer, base = _load(job, state.device)
+    if job.quantize and job.recipe.full:
+        raise InputError("--quantize: a quantised backbone cannot be trained in full; use --lora-rank or medusa-1")
+    tokenizer, base = load_backbone(job.model, state.device, job.dtype, job.quantize, job.trust_remote_code)
     form = check_form(job.form, job.recipe)
     saved_dtype = base.config.dtype or torch.float32
     places = getattr(base.config.get_text_config(), "max_position_embeddings", None)
@@ -176,24 +179,6 @@ def run(job: Run, report: Report = lambda stage, done, total: None) -> Outcome |
     )
 
 
-def check_device(name: str | None, device: torch.device) -> None:
-    """Whether this process can train as asked on ``device``, which is the one it was given.
-
-    Raises:
-        InputError: ``name`` is not there or another one, or the process would have several GPUs.
-    """
-    asked = device if name is None else pick_device(name)
-    if device.type == "cuda" and (gpus := torch.cuda.device_count()) > 1 and not torch.distributed.is_initialized():
-        raise InputError(
-            f"{gpus} GPUs are visible to one process; start one each, torchrun --nproc-per-node {gpus} -m medusa_tree train ..., "
-            f"or choose one of them by CUDA_VISIBLE_DEVICES={asked.index or 0}"
-        )
-    if asked.type != device.type or asked.index not in (None, device.index or 0):
-        raise InputError(
-            f"--device {name}: this process trains on {device}; leave it out, and choose GPUs by CUDA_VISIBLE_DEVICES"
-        )
-
-
 def check_form(form: str | None, recipe: Recipe) -> str:
     """The format to write heads in: the one asked for if it can carry them, else the most widely read one that can.
 
@@ -242,36 +227,6 @@ def _claim(job: Run, work: Path, state: PartialState) -> None:
         with write_beside(path) as beside:
             beside.write_text(json.dumps(wanted, indent=2) + "\n", "utf-8")
     state.wait_for_everyone()
-
-
-def _load(job: Run, device: torch.device) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    """Tokenizer and backbone on ``device``, in the dtype it was saved in or ``job.dtype``."""
-    read_config(job.model)
-    if job.quantize and job.recipe.full:
-        raise InputError("--quantize: a quantised backbone cannot be trained in full; use --lora-rank or medusa-1")
-    settings: dict[str, Any] = {
-        "dtype": "auto" if job.dtype is None else DTYPES[job.dtype],
-        "trust_remote_code": job.trust_remote_code,
-    }
-    if job.quantize:
-        from transformers import BitsAndBytesConfig
-
-        settings["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=job.quantize == "4bit",
-            load_in_8bit=job.quantize == "8bit",
-            bnb_4bit_compute_dtype=torch.bfloat16,
-        )
-        settings["device_map"] = {"": device}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(job.model, trust_remote_code=job.trust_remote_code)
-        base = AutoModelForCausalLM.from_pretrained(job.model, **settings)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise InputError(f"{job.model}: cannot be loaded as a causal LM with its tokenizer: {error}") from None
-    if job.quantize:
-        return tokenizer, base
-    takes = f"{job.model} takes {base.get_memory_footprint() / 2**30:.2f} GiB (--quantize for less)"
-    with out_of_memory(takes, device):
-        return tokenizer, base.to(device)
 
 
 def _distilled(
