@@ -150,53 +150,52 @@ def measure(
     buffers = [TreeBuffers.of(t, model.device) for t in trees]
     rng = np.random.default_rng(seed)
     points: list[LatencyPoint] = []
-    for batch in batches:
-        for context in contexts:
-            prompts = rng.integers(0, model.medusa_heads.vocab_size, (batch, context)).tolist()
-            try:
-                state = prefill(model, prompts, context + room_for(model, max_nodes), rule=rule)
-                runs = _warm_up(model, state, buffers, context, 1 + model.num_heads, rule)
-            except InputError as error:
-                if leave_out is None or not points:
-                    raise
-                leave_out((batch, context), error)
-                progress(rounds)
-                continue
-            timed = [trees[i] for i in runs]
-            seconds = _rounds(list(runs.values()), timed, state, batch, context, rounds, rng, progress, contenders)
-            points += _points(timed, batch, context, seconds)
+    for load in [(b, c) for b in batches for c in contexts]:
+        try:
+            timed, seconds = _time_load(model, trees, buffers, load, max_nodes, rounds, rng, progress, rule, contenders)
+        except InputError as error:
+            if leave_out is None or not points:
+                raise
+            leave_out(load, error)
+            progress(rounds)
+        else:
+            points += _points(timed, load, seconds)
     dtype = str(model.dtype).removeprefix("torch.")
     return LatencyGrid(tuple(points), device_name(model.device), dtype, gpu=model.device.type == "cuda")
 
 
-def _rounds(
-    steps: list[Step], trees: list[CandidateTree], state: State, batch: int, context: int, rounds: int, rng: np.random.Generator,
-    progress: Callable[[int], object], contenders: Callable[[LatencyCurve], tuple[int, int]] | None,
-) -> npt.NDArray[np.float64]:  # fmt: skip
-    """(rounds, BURST, trees) seconds of the steps at one load, not a number where a tree was not timed in a round."""
+def _time_load(
+    model: MedusaModel, trees: list[CandidateTree], buffers: list[TreeBuffers], load: Load, max_nodes: int, rounds: int, rng: np.random.Generator,
+    progress: Callable[[int], object], rule: Rule, contenders: Callable[[LatencyCurve], tuple[int, int]] | None,
+) -> tuple[list[CandidateTree], npt.NDArray[np.float64]]:  # fmt: skip
+    """The trees worth timing at a load, and (rounds, BURST, trees) seconds of their steps, not a number where one was not in
+    a round. The cache is free when this is done, before the next load's is made."""
+    batch, context = load
+    most = 1 + model.num_heads
+    prompts = rng.integers(0, model.medusa_heads.vocab_size, (batch, context)).tolist()
+    state = prefill(model, prompts, context + room_for(model, max_nodes), rule=rule)
+    runs = _warm_up(model, state, buffers, context, most, rule)
+    timed, steps = [trees[i] for i in runs], list(runs.values())
     seconds = np.full((rounds, BURST, len(steps)), np.nan)
     always = set(range(len(steps)))
-    most = 1 + max(t.depth for t in trees)
     begin = time.perf_counter()
     for r in range(rounds):
         if contenders is not None and r == CLEAR_AFTER:
-            so_far = LatencyGrid(tuple(_points(trees, batch, context, seconds[:r])), "", "")
-            smallest, largest = contenders(so_far.curve(batch, context))
-            always = {i for i, t in enumerate(trees) if t.nodes == 0 or smallest <= t.nodes <= largest}
+            so_far = LatencyGrid(tuple(_points(timed, load, seconds[:r])), "", "")
+            smallest, largest = contenders(so_far.curve(*load))
+            always = {i for i, t in enumerate(timed) if t.nodes == 0 or smallest <= t.nodes <= largest}
         for i in rng.permutation(len(steps)):
             if i in always or r % SELDOM == 0:
                 seconds[r, :, i] = time_steps(steps[i], state, context, most, BURST)
         progress(1)
         if r + 1 >= MIN_ROUNDS and time.perf_counter() - begin > SECONDS_A_LOAD:
             progress(rounds - r - 1)
-            return seconds[: r + 1]
-    return seconds
+            return timed, seconds[: r + 1]
+    return timed, seconds
 
 
-def _points(
-    trees: list[CandidateTree], batch: int, context: int, seconds: npt.NDArray[np.float64]
-) -> list[LatencyPoint]:
-    """Medians and quartiles of what :func:`_rounds` timed.
+def _points(trees: list[CandidateTree], load: Load, seconds: npt.NDArray[np.float64]) -> list[LatencyPoint]:
+    """Medians and quartiles of what :func:`_time_load` timed.
 
     A machine that is slow for some rounds would favour the trees that sat them out. So each round is brought to the usual
     level by the trees that are in all of them; the quartiles have the levels' spread in them again.
@@ -210,9 +209,7 @@ def _points(
         steady = (counted[:, :, i] / level[:, None])[np.isfinite(round_medians[:, i])].ravel()
         median = float(np.median(steady))
         low, high = np.percentile(np.outer(steady, level), [25, 75])
-        points.append(
-            LatencyPoint(t.nodes, t.depth, batch, context, median, min(float(low), median), max(float(high), median))
-        )
+        points.append(LatencyPoint(t.nodes, t.depth, *load, median, min(float(low), median), max(float(high), median)))
     return points
 
 
