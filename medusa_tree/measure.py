@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from medusa_runtime.buffers import TreeBuffers
-from medusa_runtime.decode import Readback, prefill, steps_ahead
+from medusa_runtime.decode import Readback, prefill, steps_ahead, stop_tokens
 from medusa_runtime.errors import InputError
 from medusa_runtime.graph import Step, stepper
 from medusa_runtime.model import MedusaModel
@@ -31,12 +31,12 @@ SIZES = (
 )  # fmt: skip
 ROUNDS = 16
 WARM = 3  # steps before the first round, of which the first is not counted
+NO_TOKEN, ENDLESS = -1, 1 << 40
 BURST = 5  # steps of one tree in a row, of which the first, in caches that another tree left behind, is not counted
 SECONDS_A_LOAD = 20.0  # where a round is slow, fewer rounds are taken, but at least MIN_ROUNDS
 MIN_ROUNDS = 3
-CLEAR_AFTER = (
-    4  # rounds show which sizes may be the fastest; from there on the others are timed in every SELDOM-th round
-)
+# So many rounds show which sizes may be the fastest; from there on the others are timed in every SELDOM-th round.
+CLEAR_AFTER = 4
 SELDOM = 4
 
 
@@ -94,10 +94,10 @@ def time_steps(run: Step, state: State, length: int, most: int, steps: int) -> n
     Args:
         most: tokens that a step can emit.
     """
-    root, hidden, slots = state.root.clone(), state.hidden.clone(), state.cache.slots
-    ahead, flying, lengths = steps_ahead(root.device), deque[Readback](), [length] * len(root)
+    before, slots, device = [t.clone() for t in state.tensors()], state.cache.slots, state.root.device
+    ahead, flying, lengths = steps_ahead(device), deque[Readback](), [length] * len(state.root)
     read = []
-    synchronize(root.device)
+    synchronize(device)
     begin = time.perf_counter()
     for i in range(steps + ahead):
         if i < steps:
@@ -107,9 +107,9 @@ def time_steps(run: Step, state: State, length: int, most: int, steps: int) -> n
             read.append(time.perf_counter())
             lengths = [a + b for a, b in zip(lengths, emitted, strict=True)]
             slots.expect(0, len(flying) * most, lengths)
-    slots.set_lengths([length] * len(root))
-    state.root.copy_(root)
-    state.hidden.copy_(hidden)
+    for tensor, value in zip(state.tensors(), before, strict=True):
+        tensor.copy_(value)
+    slots.set_lengths([length] * len(state.root))
     return np.diff(read, prepend=begin)
 
 
@@ -173,7 +173,10 @@ def _time_load(
     batch, context = load
     most = 1 + model.num_heads
     prompts = rng.integers(0, model.medusa_heads.vocab_size, (batch, context)).tolist()
-    state = prefill(model, prompts, context + room_for(model, max_nodes), rule=rule)
+    # As decoding does, a step looks for the end of each sequence, and never finds it.
+    stops = [NO_TOKEN] * len(stop_tokens(model, None))
+    room = context + room_for(model, max_nodes)
+    state = prefill(model, prompts, room, rule=rule, max_new_tokens=ENDLESS, stops=stops)
     runs = _warm_up(model, state, buffers, context, most, rule)
     timed, steps = [trees[i] for i in runs], list(runs.values())
     seconds = np.full((rounds, BURST, len(steps)), np.nan)
