@@ -22,7 +22,8 @@ STEP_SHARE = 0.02  # ... if it is at least this share of the latency, and more t
 
 @dataclass(frozen=True)
 class LatencyPoint:
-    """One measured step: its tree and load, the median of the repeats in seconds, and their quartiles."""
+    """One measured step: its tree and load, the median of the repeats in seconds, and their quartiles; where ``calibrate`` measured
+    it, all brought to the mean by the factor that all trees share."""
 
     nodes: int
     depth: int

@@ -198,21 +198,25 @@ def _time_load(
 
 
 def _points(trees: list[CandidateTree], load: Load, seconds: npt.NDArray[np.float64]) -> list[LatencyPoint]:
-    """Medians and quartiles of what :func:`_time_load` timed.
+    """What steps take, of what :func:`_time_load` timed: medians and quartiles, brought to the mean by one factor for all trees.
 
     A machine that is slow for some rounds would favour the trees that sat them out. So each round is brought to the usual
-    level by the trees that are in all of them; the quartiles have the levels' spread in them again.
+    level by the trees that are in all of them; the quartiles have the levels' spread in them again. Tokens a second are over
+    the mean step, slow ones included; a tree's own mean would be noise, but how far means are above medians is the machine's.
     """
     counted = seconds[:, 1:]
     round_medians = np.median(counted, axis=1)
     in_all = round_medians[:, np.isfinite(round_medians).all(axis=0)]
     level = np.median(in_all / np.median(in_all, axis=0), axis=1)
+    steady = counted / level[:, None, None]
+    median = np.nanmedian(steady, axis=(0, 1))
+    to_mean = float(np.nanmean(steady / median) * level.mean())
     points = []
     for i, t in enumerate(trees):
-        steady = (counted[:, :, i] / level[:, None])[np.isfinite(round_medians[:, i])].ravel()
-        median = float(np.median(steady))
-        low, high = np.percentile(np.outer(steady, level), [25, 75])
-        points.append(LatencyPoint(t.nodes, t.depth, *load, median, min(float(low), median), max(float(high), median)))
+        each = steady[:, :, i][np.isfinite(round_medians[:, i])]
+        low, high = np.percentile(np.outer(each, level), [25, 75])
+        low, middle, high = (to_mean * float(x) for x in (min(low, median[i]), median[i], max(high, median[i])))
+        points.append(LatencyPoint(t.nodes, t.depth, *load, middle, low, high))
     return points
 
 

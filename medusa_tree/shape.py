@@ -77,11 +77,9 @@ class ModelShape:
             raise InputError(f"{where}: the model's shape cannot be read ({error}); calibrate again") from None
 
     @classmethod
-    def from_config(
-        cls, config: Any, heads: int, head_params: int | None = None, where: str = "config.json"
-    ) -> ModelShape:
+    def from_config(cls, config: Any, heads: int, where: str = "config.json") -> ModelShape:
         """The shape that a Hugging Face ``config.json`` describes, with ``heads`` Medusa heads of one residual block and an own
-        output layer each, or of ``head_params`` weights.
+        output layer each.
 
         Biases and norms, a few thousandths of the weights, are left out.
 
@@ -122,8 +120,7 @@ class ModelShape:
         return cls(
             layers=layers, hidden_size=hidden, query_heads=query_heads, kv_heads=kv_heads, head_dim=head_dim, vocab_size=vocab,
             layer_params=layers * (attention + (0 if experts else matrices * hidden * inner)),
-            output_params=vocab * hidden, heads=heads,
-            head_params=hidden * hidden + vocab * hidden if head_params is None else head_params,
+            output_params=vocab * hidden, head_params=hidden * hidden + vocab * hidden, heads=heads,
             expert_params=layers * mlp, experts=experts, experts_per_token=get("num_experts_per_tok") if experts else 0,
             input_params=0 if config.get("tie_word_embeddings", True) else vocab * hidden,
         )  # fmt: skip

@@ -56,6 +56,21 @@ def test_a_machine_that_slows_down_favours_no_tree(monkeypatch):
     assert clock.timed[0, 0] == warm + BURST * ROUNDS
 
 
+def test_tokens_a_second_are_over_the_mean_step(monkeypatch):
+    """One step of four takes twice as long: the median does not see it, decoding does."""
+
+    class Hiccups(Clock):
+        def steps(self, tree, *args):
+            seconds = super().steps(tree, *args)
+            seconds[-1] *= 2
+            return seconds
+
+    clock = Hiccups(monkeypatch)
+    for p in measure(tiny_model(), 8, progress=clock.tick).points:
+        assert p.seconds == pytest.approx(1.25 * true_cost(p.nodes, p.depth))
+        assert p.low <= p.seconds <= p.high
+
+
 def test_slow_rounds_are_fewer_and_the_bar_still_ends(monkeypatch):
     clock = Clock(monkeypatch)
     monkeypatch.setattr(timing, "SECONDS_A_LOAD", 0.0)
