@@ -22,6 +22,7 @@ from record import record
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, logging
+from turns import in_turns
 
 from medusa_runtime import CandidateTree, MedusaModel
 from medusa_runtime.treefile import read_tree
@@ -97,15 +98,12 @@ def main() -> None:
     tokens = {name: np.zeros(len(prompts)) for name in ways}
     for way in ways.values():
         way(prompts[0])
-    rng = np.random.default_rng(0)
-    for r in range(args.rounds):
-        for i, prompt in enumerate(prompts):
-            for name in rng.permutation(list(ways)):
-                synchronize(model.device)
-                begin = time.perf_counter()
-                tokens[name][i] = ways[name](prompt)
-                synchronize(model.device)
-                seconds[name][r, i] = time.perf_counter() - begin
+    for r, i, name in in_turns(list(ways), len(prompts), args.rounds):
+        synchronize(model.device)
+        begin = time.perf_counter()
+        tokens[name][i] = ways[name](prompts[i])
+        synchronize(model.device)
+        seconds[name][r, i] = time.perf_counter() - begin
 
     best = {name: np.median(s, axis=0) for name, s in seconds.items()}  # a prompt's median over the rounds
 

@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from record import record
+from turns import in_turns
 
 from medusa_runtime import MedusaModel
 from medusa_runtime.tree import CandidateTree
@@ -85,15 +86,14 @@ def begun(trace: RankTrace, keep: npt.NDArray[np.int64], tokens: int) -> RankTra
 
 
 def sweep(
-    model: MedusaModel, trees: dict[int, CandidateTree], prompts: list[list[int]], new: int, rng: np.random.Generator
+    model: MedusaModel, trees: dict[int, CandidateTree], prompts: list[list[int]], new: int, seed: int
 ) -> npt.NDArray[np.float64]:
     """(trees, prompts, 3) tokens, seconds and steps of every tree on every prompt, once: a prompt at a time, trees in random
     order."""
     runs = np.zeros((len(trees), len(prompts), 3))
-    for i, prompt in enumerate(prompts):
-        for t in rng.permutation(len(trees)):
-            run = timed_run(model, [prompt], list(trees.values())[t], new)
-            runs[t, i] = run.tokens, run.seconds, run.steps
+    for _, i, t in in_turns(range(len(trees)), len(prompts), 1, seed):
+        run = timed_run(model, [prompts[i]], list(trees.values())[t], new)
+        runs[t, i] = run.tokens, run.seconds, run.steps
     return runs
 
 
@@ -122,12 +122,11 @@ def main() -> None:
 
     grids: list[LatencyGrid] = []
     runs: list[npt.NDArray[np.float64]] = []
-    rng = np.random.default_rng(0)
     for r in range(args.rounds):
         grids.append(measure(model, args.max_nodes, contexts=(context,), rounds=GRID_ROUNDS, seed=r))
         if r == 0:
             trees = best_trees(trace, grids[0], context)
-        runs.append(sweep(model, trees, [prompts[i] for i in at], args.sweep_tokens, rng))
+        runs.append(sweep(model, trees, [prompts[i] for i in at], args.sweep_tokens, r))
     grid = pooled(grids)
     nodes = choose(trees, fit, grid, context)
     chosen, mine = trees[nodes], list(trees).index(nodes)

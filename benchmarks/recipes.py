@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import transformers
 from record import keep
+from turns import in_turns
 
 from medusa_runtime import CandidateTree, MedusaModel
 from medusa_tree.bootstrap import rate_ratio
@@ -114,13 +115,9 @@ def speeds(
     tokens = {way: np.zeros(len(prompts)) for way in ways}
     for model, tree in ways.values():
         timed_run(model, [prompts[0]], tree, 16)
-    rng = np.random.default_rng(0)
-    for r in range(rounds):
-        for i, prompt in enumerate(prompts):
-            for w in rng.permutation(len(ways)):
-                way = list(ways)[w]
-                done = timed_run(ways[way][0], [prompt], ways[way][1], new)
-                seconds[way][r, i], tokens[way][i] = done.seconds, done.tokens
+    for r, i, way in in_turns(list(ways), len(prompts), rounds):
+        done = timed_run(ways[way][0], [prompts[i]], ways[way][1], new)
+        seconds[way][r, i], tokens[way][i] = done.seconds, done.tokens
     best = {way: np.median(s, axis=0) for way, s in seconds.items()}
     result = {}
     for name in models:

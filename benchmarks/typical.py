@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from record import record
+from turns import in_turns
 
 from medusa_runtime import Greedy, MedusaModel, Typical
 from medusa_runtime.tree import CandidateTree
@@ -77,15 +78,12 @@ def main() -> None:
     timed, made, steps, nats = ({name: np.zeros(len(prompts)) for name in ways} for _ in range(4))
     for t, rule in ways.values():
         timed_run(model, [prompts[0]], t, 16, rule)
-    rng = np.random.default_rng(0)
-    for r in range(args.rounds):
-        for i, prompt in enumerate(prompts):
-            for name in rng.permutation(list(ways)).tolist():
-                run = timed_run(model, [prompt], ways[name][0], new, ways[name][1])
-                seconds[name][r, i], timed[name][i] = run.seconds, run.tokens
-                text = run.generation.tokens[0]
-                made[name][i], steps[name][i] = len(text), len(run.generation.emitted[0])
-                nats[name][i] = log_likelihood(model, prompt, text)
+    for r, i, name in in_turns(list(ways), len(prompts), args.rounds):
+        run = timed_run(model, [prompts[i]], ways[name][0], new, ways[name][1])
+        seconds[name][r, i], timed[name][i] = run.seconds, run.tokens
+        text = run.generation.tokens[0]
+        made[name][i], steps[name][i] = len(text), len(run.generation.emitted[0])
+        nats[name][i] = log_likelihood(model, prompts[i], text)
     best = {name: np.median(s, axis=0) for name, s in seconds.items()}  # a prompt's median over the rounds
 
     def figures(name: str) -> dict[str, Any]:

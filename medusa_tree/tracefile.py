@@ -5,7 +5,6 @@ The same mathematics serves any drafter whose guesses are ranked at each depth: 
 
 from __future__ import annotations
 
-import json
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ import numpy.typing as npt
 from medusa_runtime.errors import InputError
 from medusa_runtime.files import write_beside
 
+from .corpus import read_entries
 from .table import MISS
 from .trace import RankTrace
 
@@ -119,21 +119,10 @@ def draw(sequences: int, seed: int) -> npt.NDArray[np.bool_]:
 
 
 def _from_lines(path: Path, seed: int) -> RankTrace:
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as text ({error})") from None
     sequences: list[npt.NDArray[np.int16]] = []
     held: list[bool | None] = []
     candidates: int | None = None
-    for i, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        here = f"{path}, line {i}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{here}: not JSON ({error})") from None
+    for here, row in read_entries(path):
         if not isinstance(row, dict) or not isinstance(row.get("ranks"), list) or not row["ranks"]:
             raise InputError(
                 f'{here}: has no list "ranks"; a line is {{"ranks": [[0, 2, -1], ...]}}, one row a position'

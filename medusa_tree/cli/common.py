@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from medusa_runtime.model import MedusaModel
+    from medusa_runtime.treefile import OperatingPoint
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -106,6 +107,15 @@ def load_model(
             dtype=dtype,
             trust_remote_code=trust_remote_code,
             require_heads=require_heads,
+        )
+
+
+def warn_of_another_point(point: OperatingPoint, batch: int, context: int | None, done: str) -> None:
+    """Say what is ``done`` with which point where the nearest operating point is not the one asked for."""
+    if point.batch != batch or context not in (None, point.context):
+        asked = f"batch {batch}" + (f", context {context}" if context else "")
+        stderr().print(
+            f"[yellow]No operating point for {asked}: {done} batch {point.batch}, context {point.context}.[/yellow]"
         )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .common import FILE, check_output, stderr
+from .common import FILE, check_output, stderr, warn_of_another_point
 
 
 @click.command()
@@ -28,12 +28,8 @@ def export(tree: Path, name: str, batch: int, context: int | None, nodes: int | 
 
     contents = read_tree(tree)
     text, hint = export_tree(contents, name, batch, nodes, context)
-    point = contents.point(batch, context)
-    if nodes is None and (point.batch != batch or context not in (None, point.context)):
-        stderr().print(
-            f"[yellow]No operating point for batch {batch}{f', context {context}' if context else ''}: this is the tree of batch {point.batch}, "
-            f"context {point.context}.[/yellow]"
-        )
+    if nodes is None:
+        warn_of_another_point(contents.point(batch, context), batch, context, "this is the tree of")
     if output is None:
         print(text)
     else:

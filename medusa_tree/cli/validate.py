@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .common import FILE, device_options, load_model, progress_bars, stderr, stdout
+from .common import FILE, device_options, load_model, progress_bars, stderr, stdout, warn_of_another_point
 
 
 @click.command()
@@ -76,11 +76,7 @@ def validate(
     rows = tokenize(texts[:prompts], loaded.tokenizer, max(1, room))
     middle = sorted(map(len, rows))[len(rows) // 2] + tokens // 2
     point = contents.point(batch, context or middle)
-    if point.batch != batch or context not in (None, point.context):
-        stderr().print(
-            f"[yellow]No operating point for batch {batch}{f', context {context}' if context else ''}: validating that of batch {point.batch}, "
-            f"context {point.context}.[/yellow]"
-        )
+    warn_of_another_point(point, batch, context, "validating that of")
     if not middle / 2 <= point.context <= 2 * middle:
         stderr().print(
             f"[yellow]Step latency is predicted for {point.context} tokens in the cache; with these prompts there are about {middle}.[/yellow]"
