@@ -16,12 +16,12 @@ from record import keep
 from sequoia import sequoia_tree
 
 from medusa_runtime.tree import CandidateTree
-from medusa_tree.offers import estimate
-from medusa_tree.refine import swap_nodes, visited_tree
-from medusa_tree.replay import Replay, replay
-from medusa_tree.search import choose_kappa, greedy_order, joint_frequencies, product_frequencies
-from medusa_tree.trace import RankTrace, head_accuracy
-from medusa_tree.tracefile import read_trace
+from medusa_tree.planning.offers import estimate
+from medusa_tree.search.order import choose_kappa, greedy_order, joint_frequencies, product_frequencies
+from medusa_tree.search.refine import swap_nodes, visited_tree
+from medusa_tree.traces.replay import Replay, replay
+from medusa_tree.traces.trace import RankTrace, head_accuracy
+from medusa_tree.traces.tracefile import read_trace
 
 FOLDS = 4
 Fitted = tuple[CandidateTree, float]  # and the acceptance length that its own estimator predicts

@@ -20,7 +20,7 @@ from record import keep
 from torch.nn import functional as F
 
 from medusa_runtime import MedusaHeads
-from medusa_tree.measure import device_name
+from medusa_tree.devices.measure import device_name
 from medusa_tree.training.loss import head_losses
 
 

@@ -20,14 +20,14 @@ import numpy as np
 from record import keep
 
 from medusa_runtime.tree import CandidateTree
-from medusa_tree.budget import Budget
-from medusa_tree.calibration import Calibration
-from medusa_tree.plan import plan
-from medusa_tree.replay import replay
-from medusa_tree.roofline import model_device
-from medusa_tree.search import greedy_order, product_frequencies
-from medusa_tree.shape import ModelShape
-from medusa_tree.trace import RankTrace, head_accuracy
+from medusa_tree.devices.roofline import model_device
+from medusa_tree.devices.shape import ModelShape
+from medusa_tree.planning.budget import Budget
+from medusa_tree.planning.calibration import Calibration
+from medusa_tree.planning.plan import plan
+from medusa_tree.search.order import greedy_order, product_frequencies
+from medusa_tree.traces.replay import replay
+from medusa_tree.traces.trace import RankTrace, head_accuracy
 
 SIZES = (100_000, 1_000_000, 10_000_000)
 T = TypeVar("T")

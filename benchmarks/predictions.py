@@ -28,19 +28,19 @@ from turns import in_turns
 
 from medusa_runtime import MedusaModel
 from medusa_runtime.tree import CandidateTree
-from medusa_tree.bootstrap import bootstrap, ratio_interval
-from medusa_tree.budget import Budget
 from medusa_tree.bundled import resolve_corpus, resolve_model
-from medusa_tree.calibration import Calibration
-from medusa_tree.corpus import hold_out, read_corpus, tokenize
-from medusa_tree.latency import LatencyGrid, LatencyPoint
-from medusa_tree.measure import measure
-from medusa_tree.offers import estimate, full_order
-from medusa_tree.plan import plan
-from medusa_tree.profile import profile
-from medusa_tree.replay import replay
-from medusa_tree.trace import RankTrace
-from medusa_tree.validate import timed_run
+from medusa_tree.devices.latency import LatencyGrid, LatencyPoint
+from medusa_tree.devices.measure import measure
+from medusa_tree.planning.budget import Budget
+from medusa_tree.planning.calibration import Calibration
+from medusa_tree.planning.offers import estimate, full_order
+from medusa_tree.planning.plan import plan
+from medusa_tree.profiling.corpus import hold_out, read_corpus, tokenize
+from medusa_tree.profiling.profile import profile
+from medusa_tree.traces.bootstrap import bootstrap, ratio_interval
+from medusa_tree.traces.replay import replay
+from medusa_tree.traces.trace import RankTrace
+from medusa_tree.validation.validate import timed_run
 
 GRID_ROUNDS = 4  # of the latency grid before every round of decoding: what calibrate gives the close ones is 16
 

@@ -22,17 +22,17 @@ from record import keep
 from turns import in_turns
 
 from medusa_runtime import CandidateTree, MedusaModel
-from medusa_tree.bootstrap import rate_ratio
 from medusa_tree.bundled import resolve_corpus, resolve_model
-from medusa_tree.corpus import read_corpus, tokenize
-from medusa_tree.measure import device_name
-from medusa_tree.offers import estimate, full_order
-from medusa_tree.profile import profile
-from medusa_tree.replay import replay
+from medusa_tree.devices.measure import device_name
+from medusa_tree.planning.offers import estimate, full_order
+from medusa_tree.profiling.corpus import read_corpus, tokenize
+from medusa_tree.profiling.profile import profile
+from medusa_tree.traces.bootstrap import rate_ratio
+from medusa_tree.traces.replay import replay
 from medusa_tree.training.card import summary
 from medusa_tree.training.recipe import Recipe
 from medusa_tree.training.run import Distillation, Run, run
-from medusa_tree.validate import timed_run
+from medusa_tree.validation.validate import timed_run
 
 SIZES = (16, 32, 64)
 SPEED = 16  # nodes of the tree that is timed

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from medusa_runtime import MedusaModel
-from medusa_tree.measure import device_name
-from medusa_tree.provenance import versions
+from medusa_tree.devices.measure import device_name
+from medusa_tree.profiling.provenance import versions
 
 
 def keep(name: str, out: Path | None, figures: dict[str, Any]) -> None:

@@ -18,15 +18,15 @@ import numpy as np
 from record import record
 
 from medusa_runtime import Greedy, MedusaModel, Sampling, Typical, generate
-from medusa_runtime.rules import Rule
+from medusa_runtime.acceptance.rules import Rule
 from medusa_runtime.tree import CandidateTree
-from medusa_tree.bootstrap import bootstrap
 from medusa_tree.bundled import resolve_corpus, resolve_model
-from medusa_tree.corpus import hold_out, read_corpus, tokenize
-from medusa_tree.offers import estimate, full_order
-from medusa_tree.probe import retake, take_trace
-from medusa_tree.probetrace import ProbeTrace
-from medusa_tree.replay import Replay, replay
+from medusa_tree.planning.offers import estimate, full_order
+from medusa_tree.profiling.corpus import hold_out, read_corpus, tokenize
+from medusa_tree.profiling.probe import retake, take_trace
+from medusa_tree.traces.bootstrap import bootstrap
+from medusa_tree.traces.probetrace import ProbeTrace
+from medusa_tree.traces.replay import Replay, replay
 
 RULES = (Greedy(), Sampling(0.7), Sampling(1.0), Sampling(1.0, top_p=0.9), Typical())
 

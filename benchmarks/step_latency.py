@@ -26,15 +26,15 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, logging
 
 from medusa_runtime import InputError, MedusaHeads, MedusaModel
+from medusa_runtime.acceptance.rules import GREEDY
 from medusa_runtime.attention import AttentionContext
 from medusa_runtime.attention.function import tree_attention
 from medusa_runtime.buffers import TreeBuffers
 from medusa_runtime.decode import prefill
 from medusa_runtime.graph import Step, stepper
 from medusa_runtime.model import DTYPES, pick_device
-from medusa_runtime.rules import GREEDY
 from medusa_runtime.step import State
-from medusa_tree.measure import bushy_tree, shape_of, synchronize
+from medusa_tree.devices.measure import bushy_tree, shape_of, synchronize
 
 SHAPES = {
     "llama-2-7b": {

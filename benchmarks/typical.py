@@ -19,13 +19,13 @@ from turns import in_turns
 
 from medusa_runtime import Greedy, MedusaModel, Typical
 from medusa_runtime.tree import CandidateTree
-from medusa_tree.bootstrap import bootstrap, rate_ratio, ratio_interval
 from medusa_tree.bundled import resolve_corpus, resolve_model
-from medusa_tree.corpus import hold_out, read_corpus, tokenize
-from medusa_tree.offers import estimate, full_order
-from medusa_tree.profile import profile
-from medusa_tree.texts import log_likelihood
-from medusa_tree.validate import timed_run
+from medusa_tree.planning.offers import estimate, full_order
+from medusa_tree.profiling.corpus import hold_out, read_corpus, tokenize
+from medusa_tree.profiling.profile import profile
+from medusa_tree.traces.bootstrap import bootstrap, rate_ratio, ratio_interval
+from medusa_tree.validation.texts import log_likelihood
+from medusa_tree.validation.validate import timed_run
 
 EPSILONS = (0.01, 0.03, 0.09, 0.2, 0.4, 0.7)
 

@@ -9,11 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .acceptance.rules import Greedy, Sampling, Typical
     from .decode import Generation, generate, stream
     from .errors import InputError
-    from .heads import MedusaHeads
+    from .heads.heads import MedusaHeads
     from .model import MedusaModel
-    from .rules import Greedy, Sampling, Typical
     from .tree import CandidateTree
 
 __all__ = [
@@ -21,8 +21,8 @@ __all__ = [
 ]  # fmt: skip
 
 _HOME = {
-    "CandidateTree": "tree", "Generation": "decode", "InputError": "errors", "MedusaHeads": "heads",
-    "MedusaModel": "model", "generate": "decode", "stream": "decode", "Greedy": "rules", "Sampling": "rules", "Typical": "rules",
+    "CandidateTree": "tree", "Generation": "decode", "InputError": "errors", "MedusaHeads": "heads.heads",
+    "MedusaModel": "model", "generate": "decode", "stream": "decode", "Greedy": "acceptance.rules", "Sampling": "acceptance.rules", "Typical": "acceptance.rules",
 }  # fmt: skip
 
 

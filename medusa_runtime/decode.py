@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .accept import choose
+from .acceptance.accept import choose
+from .acceptance.rules import GREEDY, Rule
 from .attention import AttentionContext
 from .buffers import TreeBuffers
 from .errors import InputError, out_of_memory
 from .graph import Workspace, whole_slots
-from .rules import GREEDY, Rule
 from .step import State
 from .tree import CandidateTree
 from .tree_model import TreeModel

@@ -11,9 +11,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from .acceptance.rules import Rule
 from .buffers import TreeBuffers
 from .errors import out_of_memory
-from .rules import Rule
 from .step import State, device_step, expected, step
 from .tree import CandidateTree
 from .tree_model import TreeModel

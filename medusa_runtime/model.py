@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from .checkpoint import is_heads_repository, load_heads, read_config
+from .acceptance.rules import Rule
 from .decode import Generation, generate
 from .errors import InputError, out_of_memory
-from .rules import Rule
+from .heads.checkpoint import is_heads_repository, load_heads, read_config
 from .tree import CandidateTree
 from .tree_model import TreeModel
 from .treefile import TreeFile
@@ -103,7 +103,7 @@ class MedusaModel(TreeModel):
         rule: Rule | None = None,
     ) -> Generation:
         """Decode with a candidate tree (None or empty: plainly). Greedily the text is that of plain greedy decoding, and when
-        sampling that of plain sampling with the same seed; typical acceptance changes it (see :mod:`medusa_runtime.rules`).
+        sampling that of plain sampling with the same seed; typical acceptance changes it (see :mod:`medusa_runtime.acceptance.rules`).
 
         Args:
             input_ids: (B, S) token ids, or B lists of them of any lengths.

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .accept import accept
+from .acceptance.accept import accept
+from .acceptance.rules import GREEDY, Rule
 from .attention import AttentionContext
 from .buffers import TreeBuffers
-from .cache import TreeCache
+from .cache.cache import TreeCache
 from .errors import out_of_memory
-from .heads import MedusaHeads
-from .rules import GREEDY, Rule
+from .heads.heads import MedusaHeads
 from .tree_model import TreeModel
 
 

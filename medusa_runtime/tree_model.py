@@ -10,9 +10,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from . import attention
 from .attention import TREE_ATTENTION, AttentionContext
-from .cache import TreeCache
+from .cache.cache import TreeCache
 from .errors import InputError
-from .heads import MedusaHeads
+from .heads.heads import MedusaHeads
 
 COMPILED = 64  # shapes of a pass
 SUPPORTED_LAYERS = {"full_attention", "sliding_attention"}
@@ -108,8 +108,8 @@ class TreeModel(nn.Module):
             kwargs: for ``torch.compile``, such as ``mode``; shapes are static unless said otherwise.
         """
         if self.triton:  # first imports cannot be traced
-            from . import kv_rows  # noqa: F401
             from .attention import triton_tree  # noqa: F401
+            from .cache import kv_rows  # noqa: F401
         # A shape is a version of its own, and a tree for each load soon makes more than the compiler's usual few.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED)
         self._tree_pass = torch.compile(self._pass, **{"dynamic": False, **kwargs})

@@ -9,9 +9,9 @@ from math import log
 from pathlib import Path
 from typing import Any
 
+from .acceptance.rules import GREEDY, Rule, read_rule, rule_json
 from .errors import InputError
 from .files import write_beside
-from .rules import GREEDY, Rule, read_rule, rule_json
 from .tree import CandidateTree, check_paths
 
 FORMAT, MAJOR, MINOR = "medusa-tree", 1, 2

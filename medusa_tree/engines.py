@@ -16,8 +16,8 @@ import numpy.typing as npt
 from medusa_runtime.errors import InputError
 from medusa_runtime.tree import CandidateTree, Path
 
-from .search import Expand, greedy_order
-from .trace import RankTrace
+from .search.order import Expand, greedy_order
+from .traces.trace import RankTrace
 
 
 @dataclass(frozen=True)

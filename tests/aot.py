@@ -8,8 +8,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from medusa_runtime import kv_rows
 from medusa_runtime.attention import triton_tree
+from medusa_runtime.cache import kv_rows
 
 POINTERS = {
     "partial": "*fp32", "lse": "*fp32", "lengths": "*i64", "depths": "*i64", "bits": "*i32", "path": "*i64",
@@ -55,9 +55,9 @@ def kernels_in_a_compiled_pass() -> int:
     import torch.utils._triton
     from conftest import BUSHY, tiny_model
 
+    from medusa_runtime.acceptance.rules import GREEDY
     from medusa_runtime.buffers import TreeBuffers
     from medusa_runtime.decode import prefill
-    from medusa_runtime.rules import GREEDY
     from medusa_runtime.step import device_step
 
     torch.utils._triton.has_triton = lambda: True  # the tracer asks whether a device runs Triton: none here does

@@ -17,7 +17,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from medusa_runtime import CandidateTree, MedusaHeads, MedusaModel
-from medusa_runtime.checkpoint import save_heads
+from medusa_runtime.heads.checkpoint import save_heads
 from medusa_tree.bundled import resolve_model
 
 torch.set_num_threads(1)

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from medusa_runtime import CandidateTree, Greedy, InputError, MedusaModel, Sampling, Typical, generate, stream
-from medusa_runtime.accept import accept, warpers
+from medusa_runtime.acceptance.accept import accept, warpers
+from medusa_runtime.acceptance.noise import gumbel, uniform
+from medusa_runtime.acceptance.rules import make_rule, read_rule, rule_json
 from medusa_runtime.buffers import TreeBuffers
-from medusa_runtime.noise import gumbel, uniform
-from medusa_runtime.rules import make_rule, read_rule, rule_json
-from medusa_tree.profile import profile
+from medusa_tree.profiling.profile import profile
 
 LETTERS, LENGTH = 4, 3
 CPU = torch.device("cpu")

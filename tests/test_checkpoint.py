@@ -12,11 +12,11 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
 from medusa_runtime import CandidateTree, InputError, MedusaHeads, MedusaModel
-from medusa_runtime.checkpoint import FORMATS, load_heads, save_heads
-from medusa_runtime.headformats import medusa_state, vllm_state
+from medusa_runtime.heads.checkpoint import FORMATS, load_heads, save_heads
+from medusa_runtime.heads.headformats import medusa_state, vllm_state
 from medusa_runtime.step import propose
-from medusa_tree.profile import profile
-from medusa_tree.replay import replay
+from medusa_tree.profiling.profile import profile
+from medusa_tree.traces.replay import replay
 
 
 def same(a, b):

@@ -16,14 +16,14 @@ from click.testing import CliRunner
 from conftest import tiny_base, tiny_heads
 from test_plan import calibration
 
-from medusa_runtime.checkpoint import save_heads
+from medusa_runtime.heads.checkpoint import save_heads
 from medusa_runtime.treefile import read_tree, write_tree
-from medusa_tree.budget import Budget
 from medusa_tree.bundled import data_path
-from medusa_tree.calibration import load_calibration, save_calibration
 from medusa_tree.cli import main
-from medusa_tree.plan import plan
-from medusa_tree.roofline import fit_roofline
+from medusa_tree.devices.roofline import fit_roofline
+from medusa_tree.planning.budget import Budget
+from medusa_tree.planning.calibration import load_calibration, save_calibration
+from medusa_tree.planning.plan import plan
 
 
 def run(*args, code=0):
@@ -432,7 +432,7 @@ def test_an_interrupt_leaves_nothing_half_written(model, tmp_path):
 def test_a_chat_corpus_goes_through_the_template(tmp_path):
     from transformers import AutoTokenizer
 
-    from medusa_tree.corpus import read_corpus, tokenize
+    from medusa_tree.profiling.corpus import read_corpus, tokenize
 
     rows = [
         {"turns": ["first question", "second"]},
@@ -452,7 +452,7 @@ def test_a_chat_corpus_goes_through_the_template(tmp_path):
 
 
 def test_groups_are_held_out_together(tmp_path):
-    from medusa_tree.corpus import hold_out, read_corpus
+    from medusa_tree.profiling.corpus import hold_out, read_corpus
 
     path = corpus(
         tmp_path, "c.jsonl", "".join(json.dumps({"prompt": f"p{i}", "group": f"g{i // 5}"}) + "\n" for i in range(50))

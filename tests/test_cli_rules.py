@@ -10,12 +10,12 @@ from test_cli import calibrate, run, words
 from medusa_runtime import Greedy, Sampling, Typical
 from medusa_runtime.treefile import read_tree
 from medusa_tree.bundled import data_path
-from medusa_tree.calibration import load_calibration
+from medusa_tree.planning.calibration import load_calibration
 
 
 @pytest.fixture(autouse=True)
 def few_rounds(monkeypatch):
-    monkeypatch.setattr("medusa_tree.measure.ROUNDS", 2)
+    monkeypatch.setattr("medusa_tree.devices.measure.ROUNDS", 2)
 
 
 @pytest.fixture(scope="module", params=["sample", "typical"])
@@ -28,8 +28,8 @@ def ruled(request, model, tmp_path_factory):
     given, rule = options[request.param]
     path = tmp_path_factory.mktemp(request.param) / "tree.json"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("medusa_tree.measure.ROUNDS", 2)
-        patch.setattr("medusa_tree.probe.PROBE", 40)
+        patch.setattr("medusa_tree.devices.measure.ROUNDS", 2)
+        patch.setattr("medusa_tree.profiling.probe.PROBE", 40)
         printed = run(*calibrate(model), "--acceptance", request.param, *given, "--max-nodes", 16, "-o", path)
     return path, rule, words(printed)
 
@@ -76,7 +76,7 @@ def test_likelihood_is_that_of_the_base_models_own_forward(ruled, model):
     import torch
     from conftest import tiny_base, tiny_model
 
-    from medusa_tree.texts import log_likelihood
+    from medusa_tree.validation.texts import log_likelihood
 
     prompt, text = [3, 4, 5], [7, 8, 7, 9]
     base, nats = tiny_base("llama"), 0.0

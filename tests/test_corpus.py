@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from medusa_runtime import InputError
-from medusa_tree.corpus import Prompt, read_corpus
+from medusa_tree.profiling.corpus import Prompt, read_corpus
 
 ROWS = [
     {"prompt_id": 7, "prompt": ["First turn", "and a second"]},

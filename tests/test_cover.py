@@ -7,7 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from medusa_runtime.tree import CandidateTree
-from medusa_tree.cover import cover, optimum_bound
+from medusa_tree.search.cover import cover, optimum_bound
 
 PROBE = CandidateTree(((0,), (1,), (2,), (0, 0), (0, 1), (1, 0), (2, 0), (0, 0, 0), (1, 0, 0), (2, 0, 0)))
 

@@ -11,14 +11,14 @@ from transformers import AutoModelForCausalLM
 from medusa_runtime import MedusaModel, Sampling, Typical, generate
 from medusa_runtime.treefile import read_tree
 from medusa_tree.bundled import data_path, resolve_corpus, resolve_model
-from medusa_tree.compare import published_tree
-from medusa_tree.corpus import hold_out, read_corpus, tokenize
-from medusa_tree.offers import estimate, full_order
-from medusa_tree.probe import retake, take_trace
-from medusa_tree.probetrace import ProbeTrace
-from medusa_tree.profile import profile
-from medusa_tree.replay import replay
-from medusa_tree.validate import first_difference
+from medusa_tree.planning.compare import published_tree
+from medusa_tree.planning.offers import estimate, full_order
+from medusa_tree.profiling.corpus import hold_out, read_corpus, tokenize
+from medusa_tree.profiling.probe import retake, take_trace
+from medusa_tree.profiling.profile import profile
+from medusa_tree.traces.probetrace import ProbeTrace
+from medusa_tree.traces.replay import replay
+from medusa_tree.validation.validate import first_difference
 
 PROMPTS, NEW = 64, 128
 
@@ -97,7 +97,7 @@ def test_bfloat16_parts_from_plain_text_at_near_ties_only(held_out_prompts, tree
 def test_calibrate_then_validate(tmp_path, monkeypatch):
     """The README's first command on some of the prompts, with fewer rounds of timing, then its proof."""
     path = tmp_path / "tree.json"
-    monkeypatch.setattr("medusa_tree.measure.ROUNDS", 4)
+    monkeypatch.setattr("medusa_tree.devices.measure.ROUNDS", 4)
     run("calibrate", "--model", "demo", "--prompts", 48, "--max-new-tokens", 64, "--dtype", "float32", "-o", path)
     contents = read_tree(path)
     assert contents.operating_points[0].nodes > 0
@@ -111,7 +111,7 @@ def test_calibrate_then_validate(tmp_path, monkeypatch):
 def test_acceptance_is_as_predicted_under_each_rule(demo, held_out_prompts, rule, monkeypatch):
     """On held-out prompts, within 2%, the tree chosen on others. (Greedy acceptance is held to the step above.)"""
     new, count = 40, 12
-    monkeypatch.setattr("medusa_tree.probe.PROBE", 64)
+    monkeypatch.setattr("medusa_tree.profiling.probe.PROBE", 64)
     rows = held_out_prompts[:count]
     trace = take_trace(demo, rows, [i % 2 == 0 for i in range(count)], new, 10, rule)
     tree = full_order(estimate(trace.split()[0]), 16, trace.heads).cut(16)

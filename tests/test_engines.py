@@ -8,12 +8,12 @@ from test_plan import calibration
 from test_search import all_paths, random_trace
 
 from medusa_runtime import CandidateTree, InputError
-from medusa_tree.budget import Budget
 from medusa_tree.engines import ENGINES, engine, uniform_tree
 from medusa_tree.export import FORMATS
-from medusa_tree.plan import plan
-from medusa_tree.search import joint_frequencies
-from medusa_tree.trace import RankTrace
+from medusa_tree.planning.budget import Budget
+from medusa_tree.planning.plan import plan
+from medusa_tree.search.order import joint_frequencies
+from medusa_tree.traces.trace import RankTrace
 
 SIZES = (1, 2, 3, 4, 5, 6)
 

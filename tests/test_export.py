@@ -9,11 +9,11 @@ from hypothesis import given
 from test_plan import calibration
 
 from medusa_runtime import CandidateTree, InputError
-from medusa_tree.budget import Budget
-from medusa_tree.compare import published_tree
 from medusa_tree.export import FORMATS, eagle, export_tree, hydra, linear, medusa, sglang, tensorrt_llm, vllm
 from medusa_tree.export import json as plain
-from medusa_tree.plan import plan
+from medusa_tree.planning.budget import Budget
+from medusa_tree.planning.compare import published_tree
+from medusa_tree.planning.plan import plan
 
 UNIFORM = CandidateTree(((0,), (1,), (0, 0), (0, 1), (1, 0), (1, 1), (0, 0, 0), (0, 1, 0), (1, 0, 0), (1, 1, 0)))
 

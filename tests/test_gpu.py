@@ -9,10 +9,10 @@ from conftest import BUSHY, random_prompts, tiny_base, tiny_heads
 from test_runtime import reference
 
 from medusa_runtime import CandidateTree, InputError, MedusaModel
+from medusa_runtime.acceptance.rules import GREEDY, Sampling, Typical
 from medusa_runtime.buffers import TreeBuffers
 from medusa_runtime.decode import prefill
 from medusa_runtime.graph import KEPT, StepGraph
-from medusa_runtime.rules import GREEDY, Sampling, Typical
 from medusa_runtime.step import device_step
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

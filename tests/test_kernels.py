@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton")
 
-from medusa_runtime import kv_rows
 from medusa_runtime.attention import triton_tree
+from medusa_runtime.cache import kv_rows
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Rounding of inputs aside, which the reference shares: of the softmax weights and of the result; a GPU's exponentials and quotients

@@ -10,9 +10,9 @@ from test_plan import grid
 
 from medusa_runtime import InputError
 from medusa_tree.bundled import data_path
-from medusa_tree.latency import LatencyGrid, LatencyPoint
-from medusa_tree.roofline import Roofline, fit_roofline, gpus, model_device, roofline_errors
-from medusa_tree.shape import ModelShape
+from medusa_tree.devices.latency import LatencyGrid, LatencyPoint
+from medusa_tree.devices.roofline import Roofline, fit_roofline, gpus, model_device, roofline_errors
+from medusa_tree.devices.shape import ModelShape
 
 SHAPE = ModelShape.from_config(json.loads((data_path("demo", "model") / "config.json").read_text()), heads=4)
 LLAMA_7B = {

@@ -14,12 +14,12 @@ from medusa_runtime import InputError
 from medusa_runtime.buffers import TreeBuffers
 from medusa_runtime.decode import prefill
 from medusa_runtime.step import step
-from medusa_tree import measure as timing
-from medusa_tree.budget import Budget
-from medusa_tree.calibration import Calibration
-from medusa_tree.choose import contenders
-from medusa_tree.measure import BURST, CLEAR_AFTER, MIN_ROUNDS, ROUNDS, SELDOM, WARM, measure
-from medusa_tree.plan import plan
+from medusa_tree.devices import measure as timing
+from medusa_tree.devices.measure import BURST, CLEAR_AFTER, MIN_ROUNDS, ROUNDS, SELDOM, WARM, measure
+from medusa_tree.planning.budget import Budget
+from medusa_tree.planning.calibration import Calibration
+from medusa_tree.planning.choose import contenders
+from medusa_tree.planning.plan import plan
 
 
 def true_cost(nodes, depth):

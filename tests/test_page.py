@@ -13,10 +13,10 @@ from test_cli import run
 from test_plan import calibration, modelled
 
 from medusa_runtime.treefile import read_tree, write_tree
-from medusa_tree.budget import Budget
-from medusa_tree.charts import Series, chart, tree_chart
-from medusa_tree.page import write_page
-from medusa_tree.plan import plan
+from medusa_tree.planning.budget import Budget
+from medusa_tree.planning.plan import plan
+from medusa_tree.reports.charts import Series, chart, tree_chart
+from medusa_tree.reports.page import write_page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SECTIONS = (

@@ -13,17 +13,17 @@ from test_search import random_trace
 
 from medusa_runtime import CandidateTree, InputError
 from medusa_runtime.treefile import read_tree, write_tree
-from medusa_tree.budget import Budget, enough, parse_budget, parse_memory
 from medusa_tree.bundled import data_path
-from medusa_tree.calibration import Calibration, load_calibration, save_calibration
-from medusa_tree.latency import LatencyGrid, LatencyPoint
-from medusa_tree.notes import notes
-from medusa_tree.offers import Estimator
-from medusa_tree.plan import plan
-from medusa_tree.roofline import Roofline
-from medusa_tree.search import product_frequencies
-from medusa_tree.shape import ModelShape
-from medusa_tree.trace import RankTrace
+from medusa_tree.devices.latency import LatencyGrid, LatencyPoint
+from medusa_tree.devices.roofline import Roofline
+from medusa_tree.devices.shape import ModelShape
+from medusa_tree.planning.budget import Budget, enough, parse_budget, parse_memory
+from medusa_tree.planning.calibration import Calibration, load_calibration, save_calibration
+from medusa_tree.planning.notes import notes
+from medusa_tree.planning.offers import Estimator
+from medusa_tree.planning.plan import plan
+from medusa_tree.search.order import product_frequencies
+from medusa_tree.traces.trace import RankTrace
 
 
 def grid(cost=lambda n, d: 1e-3 * (10 + 0.1 * n + 0.2 * d), plain=10e-3, sizes=(1, 2, 4, 8, 16, 32), loads=((1, 100),)):
@@ -236,9 +236,9 @@ def test_estimators_and_swaps_end_near_one_another(estimator):
 def test_swaps_are_tried_whatever_the_estimator_and_never_with_an_engine(estimator, monkeypatch):
     better = CandidateTree(((0,), (1,), (0, 0)))
     backwards = product_frequencies(np.full((3, 4), [0.1, 0.2, 0.3, 0.35]))
-    monkeypatch.setattr("medusa_tree.plan.estimate", lambda trace, name: Estimator(name, 10.0, backwards))
-    monkeypatch.setattr("medusa_tree.plan.visited_tree", lambda trace, nodes, kappa, depth: better)
-    monkeypatch.setattr("medusa_tree.plan.swap_nodes", lambda tree, fit, check, depth: better)
+    monkeypatch.setattr("medusa_tree.planning.plan.estimate", lambda trace, name: Estimator(name, 10.0, backwards))
+    monkeypatch.setattr("medusa_tree.planning.plan.visited_tree", lambda trace, nodes, kappa, depth: better)
+    monkeypatch.setattr("medusa_tree.planning.plan.swap_nodes", lambda tree, fit, check, depth: better)
     (p,) = plan(calibration(), Budget(max_nodes=3), estimator=estimator, swaps=True).contents.operating_points
     assert "with nodes swapped accepts" in p.why_own
     with pytest.raises(InputError, match=r"--swaps: .* none that vllm takes"):
@@ -276,8 +276,10 @@ def test_a_tree_of_its_own_is_told_and_survives_its_file(tmp_path, monkeypatch):
     better = CandidateTree(((0,), (1,), (0, 0), (0, 1), (0, 0, 0)))
     backwards = product_frequencies(np.full((3, 4), [0.1, 0.2, 0.3, 0.35]))
     worse = Estimator("visited", 10.0, backwards)
-    monkeypatch.setattr("medusa_tree.plan.estimate", lambda trace, name: worse)
-    monkeypatch.setattr("medusa_tree.plan.visited_tree", lambda trace, nodes, kappa, depth: better.cut(nodes, depth))
+    monkeypatch.setattr("medusa_tree.planning.plan.estimate", lambda trace, name: worse)
+    monkeypatch.setattr(
+        "medusa_tree.planning.plan.visited_tree", lambda trace, nodes, kappa, depth: better.cut(nodes, depth)
+    )
     made = plan(calibration(), Budget(max_nodes=3)).contents
     p = made.operating_points[0]
     assert "more on the fitting sequences" in p.why_own
@@ -444,8 +446,8 @@ def test_a_truncated_tree_file_is_named(tmp_path, text):
 def test_planning_needs_no_torch():
     """All that plan, compare, report, show, trace and export load, and every module marked NumPy only."""
     code = (
-        "import sys, medusa_tree.cli.finish, medusa_tree.cli.source, medusa_tree.export, medusa_tree.page, medusa_tree.tracefile;"
-        "import medusa_runtime.treefile, medusa_tree.refine; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+        "import sys, medusa_tree.cli.finish, medusa_tree.cli.source, medusa_tree.export, medusa_tree.reports.page, medusa_tree.traces.tracefile;"
+        "import medusa_runtime.treefile, medusa_tree.search.refine; print([m for m in ('torch', 'transformers') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

@@ -8,16 +8,16 @@ import torch
 from conftest import BUSHY, random_prompts, tiny_model
 
 from medusa_runtime import CandidateTree, InputError, Sampling, Typical, generate
-from medusa_tree import probe as probing
-from medusa_tree.budget import Budget
-from medusa_tree.calibration import Calibration, load_calibration, save_calibration
-from medusa_tree.compare import fit_to_heads
-from medusa_tree.latency import LatencyGrid, LatencyPoint
-from medusa_tree.notes import notes
-from medusa_tree.offers import estimate, optimality
-from medusa_tree.plan import plan
-from medusa_tree.probe import probe, profile_typical, retake, take_trace
-from medusa_tree.replay import replay, replay_prefixes
+from medusa_tree.devices.latency import LatencyGrid, LatencyPoint
+from medusa_tree.planning.budget import Budget
+from medusa_tree.planning.calibration import Calibration, load_calibration, save_calibration
+from medusa_tree.planning.compare import fit_to_heads
+from medusa_tree.planning.notes import notes
+from medusa_tree.planning.offers import estimate, optimality
+from medusa_tree.planning.plan import plan
+from medusa_tree.profiling import probe as probing
+from medusa_tree.profiling.probe import probe, profile_typical, retake, take_trace
+from medusa_tree.traces.replay import replay, replay_prefixes
 
 RULE = Typical(0.15, 0.5)
 PROBED = CandidateTree.by_depth(

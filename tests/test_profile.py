@@ -6,9 +6,9 @@ import torch
 from conftest import BUSHY, random_prompts, tiny_model
 
 from medusa_runtime import CandidateTree, InputError
-from medusa_tree.profile import profile
-from medusa_tree.replay import replay
-from medusa_tree.trace import MISS
+from medusa_tree.profiling.profile import profile
+from medusa_tree.traces.replay import replay
+from medusa_tree.traces.trace import MISS
 
 TREES = [CandidateTree(), CandidateTree.chain(4), BUSHY, CandidateTree(tuple((r,) for r in range(10)))]
 

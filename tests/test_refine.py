@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from test_search import random_trace
 
 from medusa_runtime import CandidateTree
-from medusa_tree.offers import estimate, ladder
-from medusa_tree.refine import swap_nodes, visited_tree
-from medusa_tree.replay import replay
-from medusa_tree.search import greedy_order, joint_frequencies, product_frequencies
-from medusa_tree.trace import RankTrace
+from medusa_tree.planning.offers import estimate, ladder
+from medusa_tree.search.order import greedy_order, joint_frequencies, product_frequencies
+from medusa_tree.search.refine import swap_nodes, visited_tree
+from medusa_tree.traces.replay import replay
+from medusa_tree.traces.trace import RankTrace
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from sequoia import sequoia_tree

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from test_search import random_trace
 
 from medusa_runtime import CandidateTree, InputError
-from medusa_tree.replay import replay, replay_prefixes
-from medusa_tree.trace import RankTrace, head_accuracy, top_k_interval
+from medusa_tree.traces.replay import replay, replay_prefixes
+from medusa_tree.traces.trace import RankTrace, head_accuracy, top_k_interval
 
 
 def naive(tree, trace):

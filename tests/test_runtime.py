@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medusa_runtime import CandidateTree, InputError, MedusaModel, stream
-from medusa_runtime.accept import accept
+from medusa_runtime.acceptance.accept import accept
+from medusa_runtime.acceptance.rules import GREEDY
 from medusa_runtime.attention import AttentionContext, TreeMask
 from medusa_runtime.buffers import TreeBuffers
-from medusa_runtime.cache import TreeCache
+from medusa_runtime.cache.cache import TreeCache
 from medusa_runtime.decode import prefill
-from medusa_runtime.rules import GREEDY
 from medusa_runtime.step import step
 
 NEW = 128
@@ -263,8 +263,8 @@ def test_of_a_whole_tree_file_the_point_for_the_batch_is_run():
     """Batch 1 gets a tree, batch 16 none; both texts are the plain one."""
     from test_plan import calibration
 
-    from medusa_tree.budget import Budget
-    from medusa_tree.plan import plan
+    from medusa_tree.planning.budget import Budget
+    from medusa_tree.planning.plan import plan
 
     contents = plan(calibration(loads=((1, 20), (16, 20))), Budget()).contents
     sizes = [contents.tree(b).nodes for b in (1, 16)]

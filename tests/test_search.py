@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medusa_tree.search import choose_kappa, greedy_order, joint_frequencies, product_frequencies
-from medusa_tree.trace import RankTrace, head_accuracy
+from medusa_tree.search.order import choose_kappa, greedy_order, joint_frequencies, product_frequencies
+from medusa_tree.traces.trace import RankTrace, head_accuracy
 
 
 def all_paths(heads, candidates):

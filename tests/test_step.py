@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from tape import NoHostReads, stand_in
 
 from medusa_runtime import CandidateTree, InputError, decode, stream
+from medusa_runtime.acceptance.rules import GREEDY, Sampling, Typical
 from medusa_runtime.buffers import TreeBuffers
-from medusa_runtime.cache import Slots
+from medusa_runtime.cache.slots import Slots
 from medusa_runtime.decode import Readback, prefill
-from medusa_runtime.rules import GREEDY, Sampling, Typical
 from medusa_runtime.step import cut, device_step, step
 
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from test_search import random_trace
 
 from medusa_runtime import CandidateTree
-from medusa_tree.table import MISS, PathCounts, RankTable
+from medusa_tree.traces.table import MISS, PathCounts, RankTable
 
 
 def up_to_first_miss(ranks):

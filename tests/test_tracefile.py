@@ -8,7 +8,7 @@ import pytest
 from test_search import random_trace
 
 from medusa_runtime import InputError
-from medusa_tree.tracefile import read_trace, save_trace
+from medusa_tree.traces.tracefile import read_trace, save_trace
 
 
 def write_npz(path, trace, **changes):

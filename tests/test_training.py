@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from medusa_runtime import InputError, MedusaHeads, MedusaModel
-from medusa_tree.corpus import Prompt
+from medusa_tree.profiling.corpus import Prompt
 from medusa_tree.training.data import Row, collate, cut, read_rows, split
 from medusa_tree.training.distill import answer, is_answers, join_answers
 from medusa_tree.training.evaluate import score

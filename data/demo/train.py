@@ -28,7 +28,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from medusa_runtime.heads import MedusaHeads
+from medusa_runtime.heads.heads import MedusaHeads
 
 END = "<|endoftext|>"
 VOCAB, HIDDEN, LAYERS, HEADS = 3072, 320, 6, 4

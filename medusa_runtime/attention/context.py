@@ -11,7 +11,7 @@ from torch import Tensor
 from ..tree import CandidateTree
 
 if TYPE_CHECKING:
-    from ..cache import Slots
+    from ..cache.slots import Slots
 
 TREE_ATTENTION = "medusa_tree"  # the name under which transformers knows our attention function
 

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..kv_rows import launching_on
+from ..cache.kv_rows import launching_on
 
 MAX_WIDTH = 256  # of a head; widths that are no power of two are padded in registers, not in memory
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)

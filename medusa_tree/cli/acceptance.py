@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from medusa_runtime.rules import Rule
+    from medusa_runtime.acceptance.rules import Rule
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Acceptance:
         Raises:
             InputError: parameters without a rule, not the rule's, or out of range.
         """
+        from medusa_runtime.acceptance.rules import make_rule
         from medusa_runtime.errors import InputError
-        from medusa_runtime.rules import make_rule
 
         parameters = asdict(self)
         name = parameters.pop("acceptance")

@@ -60,15 +60,15 @@ def calibrate(
 
     Writes the tree, beside it the calibration (tree.calibration.npz, for 'plan') and a plot (tree.png).
     """
+    from medusa_runtime.acceptance.rules import GREEDY
     from medusa_runtime.errors import InputError
-    from medusa_runtime.rules import GREEDY
-    from medusa_tree.budget import Budget, parse_budget
     from medusa_tree.bundled import resolve_corpus
-    from medusa_tree.calibration import Calibration, calibration_path, save_calibration
-    from medusa_tree.choose import contenders
-    from medusa_tree.corpus import hold_out, read_corpus, tokenize
-    from medusa_tree.plan import plan
-    from medusa_tree.tracefile import save_trace
+    from medusa_tree.planning.budget import Budget, parse_budget
+    from medusa_tree.planning.calibration import Calibration, calibration_path, save_calibration
+    from medusa_tree.planning.choose import contenders
+    from medusa_tree.planning.plan import plan
+    from medusa_tree.profiling.corpus import hold_out, read_corpus, tokenize
+    from medusa_tree.traces.tracefile import save_trace
 
     from .finish import finish_plan
 
@@ -83,10 +83,10 @@ def calibrate(
         )
 
     loaded = load_model(model, heads, device, dtype, trust_remote_code)
-    from medusa_tree.measure import ROUNDS, measure, room_for, shape_of
-    from medusa_tree.probe import retake, take_trace
-    from medusa_tree.probetrace import ProbeTrace
-    from medusa_tree.provenance import provenance
+    from medusa_tree.devices.measure import ROUNDS, measure, room_for, shape_of
+    from medusa_tree.profiling.probe import retake, take_trace
+    from medusa_tree.profiling.provenance import provenance
+    from medusa_tree.traces.probetrace import ProbeTrace
 
     places, largest, rounds = loaded.max_context or 1 << 30, max(64, max_nodes), ROUNDS
     rows = tokenize(texts, loaded.tokenizer, max(1, places - max_new_tokens - loaded.num_heads))

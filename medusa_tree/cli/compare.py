@@ -32,10 +32,10 @@ def compare(
     A tree is a tree.json, a JSON file with a list of paths, 'plain', 'chain:N', or a published list by its name, such as
     mc_sim_7b_63 (an unknown name lists them).
     """
-    from medusa_tree.compare import compare as run
-    from medusa_tree.compare import contender, fit_to_heads
-    from medusa_tree.report import compared_json, comparison_table
-    from medusa_tree.roofline import Roofline
+    from medusa_tree.devices.roofline import Roofline
+    from medusa_tree.planning.compare import compare as run
+    from medusa_tree.planning.compare import contender, fit_to_heads
+    from medusa_tree.reports.tables import compared_json, comparison_table
 
     read, measured = read_source(calibration, source_of_latency)
     _, held = read.trace.split()

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 from medusa_runtime.treefile import write_tree
-from medusa_tree.calibration import Calibration
-from medusa_tree.notes import notes, roofline_beside, roofline_line
-from medusa_tree.plan import Plan
-from medusa_tree.plots import plan_plot
-from medusa_tree.report import (
+from medusa_tree.planning.calibration import Calibration
+from medusa_tree.planning.notes import notes, roofline_beside, roofline_line
+from medusa_tree.planning.plan import Plan
+from medusa_tree.reports.plots import plan_plot
+from medusa_tree.reports.tables import (
     accuracy_table,
     comparison,
     comparison_table,

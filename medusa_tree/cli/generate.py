@@ -29,11 +29,11 @@ def generate(
     import time
     from dataclasses import replace
 
+    from medusa_runtime.acceptance.rules import GREEDY, Sampling
     from medusa_runtime.errors import InputError
-    from medusa_runtime.rules import GREEDY, Sampling
     from medusa_runtime.tree import CandidateTree
     from medusa_runtime.treefile import TreeFile, read_tree
-    from medusa_tree.corpus import Prompt, tokenize
+    from medusa_tree.profiling.corpus import Prompt, tokenize
 
     contents = read_tree(tree_json) if tree_json else CandidateTree()
     rule = accepting.rule(seed or 0) or (contents.acceptance if isinstance(contents, TreeFile) else GREEDY)

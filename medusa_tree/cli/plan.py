@@ -37,9 +37,9 @@ def plan(
     A rank trace of another drafter (.npz or .jsonl, see docs/formats.md) can stand for CALIBRATION, with --latency or with
     --device-model and --config.
     """
-    from medusa_tree.budget import Budget, parse_budget, parse_memory
-    from medusa_tree.plan import plan as run
-    from medusa_tree.roofline import gpu
+    from medusa_tree.devices.roofline import gpu
+    from medusa_tree.planning.budget import Budget, parse_budget, parse_memory
+    from medusa_tree.planning.plan import plan as run
 
     from .finish import finish_plan
 

@@ -12,7 +12,7 @@ from .source import read_grid, read_parts
 
 if TYPE_CHECKING:
     from medusa_runtime.treefile import TreeFile
-    from medusa_tree.calibration import Calibration
+    from medusa_tree.planning.calibration import Calibration
 
 
 @click.command()
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 def report(tree: Path, calibration: Path | None, latency: Path | None, output: Path) -> None:
     """Write one self-contained HTML page about TREE: accuracies, curves, latency, the tree, operating points, provenance."""
     from medusa_runtime.treefile import read_tree
-    from medusa_tree.calibration import calibration_path
-    from medusa_tree.page import write_page
+    from medusa_tree.planning.calibration import calibration_path
+    from medusa_tree.reports.page import write_page
 
     check_output(output)
     contents = read_tree(tree)
@@ -42,8 +42,8 @@ def report(tree: Path, calibration: Path | None, latency: Path | None, output: P
 def _read(where: Path, latency: Path | None, contents: TreeFile) -> Calibration:
     """What the tree was planned from: ranks, and step latency as measured, as given, or as its provenance models it."""
     from medusa_runtime.errors import InputError
-    from medusa_tree.calibration import Calibration
-    from medusa_tree.roofline import Roofline
+    from medusa_tree.devices.roofline import Roofline
+    from medusa_tree.planning.calibration import Calibration
 
     trace, grid, made, shape = read_parts(where)
     if "modelled" in contents.provenance:

@@ -23,8 +23,8 @@ def show(tree: Path, batch: int, context: int | None, png: Path | None, as_json:
     from dataclasses import asdict
 
     from medusa_runtime.treefile import read_tree
-    from medusa_tree.plots import tree_plot
-    from medusa_tree.report import path_frequencies, terminal_tree
+    from medusa_tree.reports.plots import tree_plot
+    from medusa_tree.reports.tables import path_frequencies, terminal_tree
 
     contents = read_tree(tree)
     point = contents.point(batch, context)

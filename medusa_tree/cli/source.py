@@ -14,11 +14,11 @@ import click
 from .common import FILE, stderr
 
 if TYPE_CHECKING:
-    from medusa_tree.calibration import Calibration
-    from medusa_tree.latency import LatencyGrid
-    from medusa_tree.roofline import Roofline
-    from medusa_tree.shape import ModelShape
-    from medusa_tree.trace import RankTrace
+    from medusa_tree.devices.latency import LatencyGrid
+    from medusa_tree.devices.roofline import Roofline
+    from medusa_tree.devices.shape import ModelShape
+    from medusa_tree.planning.calibration import Calibration
+    from medusa_tree.traces.trace import RankTrace
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def read_source(
         max_nodes: largest tree on a modelled device.
     """
     from medusa_runtime.errors import InputError
-    from medusa_tree.calibration import Calibration
+    from medusa_tree.planning.calibration import Calibration
 
     source.check()
     trace, measured, made, shape = read_parts(path)
@@ -97,8 +97,8 @@ def read_source(
 
 def read_parts(path: Path) -> tuple[RankTrace, LatencyGrid | None, dict[str, Any], ModelShape | None]:
     """A calibration's trace, grid, provenance and shape; or a rank trace, whose latency and shape nobody measured."""
-    from medusa_tree.calibration import load_calibration
-    from medusa_tree.tracefile import load_arrays, read_trace
+    from medusa_tree.planning.calibration import load_calibration
+    from medusa_tree.traces.tracefile import load_arrays, read_trace
 
     if path.suffix == ".npz" and "meta" in load_arrays(path):
         made = load_calibration(path)
@@ -108,7 +108,7 @@ def read_parts(path: Path) -> tuple[RankTrace, LatencyGrid | None, dict[str, Any
 
 def read_grid(path: Path) -> LatencyGrid:
     """A grid from a --latency file."""
-    from medusa_tree.latency import LatencyGrid
+    from medusa_tree.devices.latency import LatencyGrid
 
     return LatencyGrid.from_json(_read_json(path), str(path))
 
@@ -128,8 +128,8 @@ def _model(
     """The device's roofline. Launches cost what they were found to cost on a GPU, layer for layer; a CPU's steps say
     nothing about that, as nothing is launched there."""
     from medusa_runtime.errors import InputError
-    from medusa_tree.roofline import ACHIEVED, fit_roofline, gpu, model_device
-    from medusa_tree.shape import BYTES, ModelShape
+    from medusa_tree.devices.roofline import ACHIEVED, fit_roofline, gpu, model_device
+    from medusa_tree.devices.shape import BYTES, ModelShape
 
     gpu(name)  # before anything is said of it
     there = shape

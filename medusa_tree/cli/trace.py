@@ -16,7 +16,7 @@ from .source import read_parts
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def trace(file: Path, as_json: bool) -> None:
     """Check FILE, a rank trace (.npz or .jsonl) of any drafter, and print each head's accuracy; a bad row is named."""
-    from medusa_tree.report import accuracy_json, accuracy_table
+    from medusa_tree.reports.tables import accuracy_json, accuracy_table
 
     read, *_ = read_parts(file)
     if as_json:

@@ -34,11 +34,11 @@ def validate(
     import json
     from dataclasses import replace
 
+    from medusa_runtime.acceptance.rules import Sampling
     from medusa_runtime.errors import InputError
-    from medusa_runtime.rules import Sampling
     from medusa_runtime.treefile import read_tree
     from medusa_tree.bundled import resolve_corpus
-    from medusa_tree.corpus import corpus_digest, hold_out, read_corpus, tokenize
+    from medusa_tree.profiling.corpus import corpus_digest, hold_out, read_corpus, tokenize
 
     contents = read_tree(tree)
     made, rule = contents.provenance, contents.acceptance
@@ -67,10 +67,10 @@ def validate(
     loaded = load_model(
         model or name, heads or (None if model else heads_name), device, dtype or made["dtype"], trust_remote_code
     )
-    from medusa_tree.measure import device_name
-    from medusa_tree.provenance import versions
-    from medusa_tree.report import validation_table
-    from medusa_tree.validate import validate as run
+    from medusa_tree.devices.measure import device_name
+    from medusa_tree.profiling.provenance import versions
+    from medusa_tree.reports.tables import validation_table
+    from medusa_tree.validation.validate import validate as run
 
     room = (loaded.max_context or 1 << 30) - tokens - loaded.num_heads  # as calibrate cuts them
     rows = tokenize(texts[:prompts], loaded.tokenizer, max(1, room))

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from medusa_runtime.checkpoint import read_config
 from medusa_runtime.errors import InputError, out_of_memory
+from medusa_runtime.heads.checkpoint import read_config
 from medusa_runtime.model import DTYPES, pick_device
 from medusa_runtime.tree_model import check_architecture
 

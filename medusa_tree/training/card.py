@@ -11,7 +11,7 @@ from rich.table import Table
 
 from medusa_runtime.files import write_beside
 
-from ..provenance import versions
+from ..profiling.provenance import versions
 from .evaluate import Scores
 from .run import Outcome, Run
 

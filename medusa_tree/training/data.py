@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from medusa_runtime.errors import InputError
 
-from ..corpus import hold_out_groups, read_entries, read_text
+from ..profiling.corpus import hold_out_groups
+from ..rows import read_entries, read_text
 from .loss import IGNORE
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}

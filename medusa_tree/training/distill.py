@@ -15,7 +15,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from medusa_runtime.errors import InputError, out_of_memory
 from medusa_runtime.files import write_beside
 
-from ..corpus import Prompt, tokenize
+from ..profiling.corpus import Prompt, tokenize
 
 SETTINGS = "answers.json"
 

@@ -13,9 +13,9 @@ from torch.func import functional_call
 from medusa_runtime.errors import InputError
 from medusa_runtime.model import MedusaModel
 
-from ..offers import estimate, full_order
-from ..profile import Progress, profile
-from ..replay import replay
+from ..planning.offers import estimate, full_order
+from ..profiling.profile import Progress, profile
+from ..traces.replay import replay
 from .data import Row, collate
 from .loss import CHUNK, IGNORE, autocast_weights, base_loss, head_targets
 from .model import TrainingModel

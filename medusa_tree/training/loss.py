@@ -10,7 +10,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from medusa_runtime.heads import MedusaHeads
+from medusa_runtime.heads.heads import MedusaHeads
 
 IGNORE = -100  # a label that is not to be predicted
 CHUNK = 1024  # (head, token) pairs whose logits are alive at once

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from medusa_runtime.errors import InputError
-from medusa_runtime.heads import MedusaHeads
+from medusa_runtime.heads.heads import MedusaHeads
 
 from .loss import IGNORE, base_loss, distillation_loss, head_losses, head_targets
 from .recipe import Recipe

@@ -16,13 +16,13 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from medusa_runtime.checkpoint import FORMATS, save_full, save_heads
 from medusa_runtime.errors import InputError, out_of_memory
 from medusa_runtime.files import write_beside
-from medusa_runtime.heads import MedusaHeads
+from medusa_runtime.heads.checkpoint import FORMATS, save_full, save_heads
+from medusa_runtime.heads.heads import MedusaHeads
 from medusa_runtime.model import MedusaModel
 
-from ..corpus import read_corpus, read_text
+from ..profiling.corpus import read_corpus, read_text
 from .backbone import check_device, load_backbone
 from .data import read_rows, split
 from .distill import answer, is_answers, join_answers

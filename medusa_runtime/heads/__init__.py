@@ -1,0 +1,1 @@
+"""Medusa heads: what they compute, and the files they are kept in."""

@@ -1,0 +1,265 @@
+"""Measure: the real runtime timed over nodes, depth, batch and context -> LatencyGrid."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from medusa_runtime.acceptance.rules import GREEDY, Rule
+from medusa_runtime.buffers import TreeBuffers
+from medusa_runtime.decode import Readback, prefill, steps_ahead, stop_tokens
+from medusa_runtime.errors import InputError
+from medusa_runtime.graph import Step, stepper
+from medusa_runtime.model import MedusaModel
+from medusa_runtime.step import State
+from medusa_runtime.tree import CandidateTree
+
+from ..search.order import greedy_order, product_frequencies
+from .latency import LatencyCurve, LatencyGrid, LatencyPoint, Load
+from .shape import ModelShape
+
+# Among them the sizes at which N + 1 rows fill a tile of 16, 32, 64, ... and the ones behind, where latency may step up.
+SIZES = (
+    1, 2, 3, 4, 6, 8, 12, 15, 16, 20, 24, 31, 32, 40, 48, 63, 64, 80, 96, 127, 128, 160, 192, 255, 256, 320, 384, 511, 512, 768,
+    1023, 1024,
+)  # fmt: skip
+ROUNDS = 16
+WARM = 3  # steps before the first round, of which the first is not counted
+NO_TOKEN, ENDLESS = -1, 1 << 40
+BURST = 5  # steps of one tree in a row, of which the first, in caches that another tree left behind, is not counted
+SECONDS_A_LOAD = 20.0  # where a round is slow, fewer rounds are taken, but at least MIN_ROUNDS
+MIN_ROUNDS = 3
+# So many rounds show which sizes may be the fastest; from there on the others are timed in every SELDOM-th round.
+CLEAR_AFTER = 4
+SELDOM = 4
+
+
+def bushy_tree(nodes: int, depth: int, width: int) -> CandidateTree | None:
+    """A tree of just this size, depth and at most ``width`` ranks, shaped like a planned one; None if there is none.
+
+    A step's time depends on how many nodes and heads it has, not on which ones.
+    """
+    typical = 0.5 ** np.arange(1, width + 1) * np.ones((depth, 1))
+    order, _ = greedy_order(product_frequencies(typical), nodes)
+    chain = [(0,) * d for d in range(1, depth + 1)]
+    rest = [p for p in order if p not in chain]
+    if len(chain) > nodes or len(chain) + len(rest) < nodes:
+        return None
+    return CandidateTree((*chain, *rest[: nodes - depth]))
+
+
+def grid_trees(max_nodes: int, heads: int, width: int) -> list[CandidateTree]:
+    """Plain decoding, then every size at full depth, and some at depth 1 or 2, for what a head costs."""
+    sizes = [n for n in SIZES if n < max_nodes] + [max_nodes]
+    deep = [bushy_tree(n, min(n, heads), width) for n in sizes]
+    shallow = [bushy_tree(n, d, width) for n in sizes[::2] for d in (1, 2) if d < min(n, heads)]
+    return [CandidateTree(), *(t for t in deep + shallow if t is not None)]
+
+
+def room_for(model: MedusaModel, max_nodes: int) -> int:
+    """Cache slots that timing needs behind the context."""
+    return BURST * (1 + model.num_heads) + max_nodes + 1
+
+
+def device_name(device: torch.device) -> str:
+    """What people call the device: the GPU's name, or the CPU's and its thread count."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            name = next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name} ({torch.get_num_threads()} threads)"
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device, so that the clock sees finished work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@torch.inference_mode()
+def time_steps(run: Step, state: State, length: int, most: int, steps: int) -> npt.NDArray[np.float64]:
+    """(steps,) seconds of steps in a row, as the decoding loop takes them: from one step's tokens read on the host to the next's,
+    on a GPU with one step more launched already. The state is then put back to ``length`` tokens a sequence, so that every
+    repeat does the same work.
+
+    Args:
+        most: tokens that a step can emit.
+    """
+    before, slots, device = [t.clone() for t in state.tensors()], state.cache.slots, state.root.device
+    ahead, flying, lengths = steps_ahead(device), deque[Readback](), [length] * len(state.root)
+    read = []
+    synchronize(device)
+    begin = time.perf_counter()
+    for i in range(steps + ahead):
+        if i < steps:
+            flying.append(Readback(*run()))
+        if i >= ahead:
+            _, emitted = flying.popleft().wait()
+            read.append(time.perf_counter())
+            lengths = [a + b for a, b in zip(lengths, emitted, strict=True)]
+            slots.expect(0, len(flying) * most, lengths)
+    for tensor, value in zip(state.tensors(), before, strict=True):
+        tensor.copy_(value)
+    slots.set_lengths([length] * len(state.root))
+    return np.diff(read, prepend=begin)
+
+
+def measure(
+    model: MedusaModel,
+    max_nodes: int,
+    candidates: int = 10,
+    batches: Sequence[int] = (1,),
+    contexts: Sequence[int] = (256,),
+    rounds: int = ROUNDS,
+    seed: int = 0,
+    progress: Callable[[int], object] = lambda done: None,
+    rule: Rule = GREEDY,
+    contenders: Callable[[LatencyCurve], tuple[int, int]] | None = None,
+    leave_out: Callable[[Load, InputError], object] | None = None,
+) -> LatencyGrid:
+    """Step latency over the grid. Every round times its trees in a new random order, so that a machine that slows down
+    for a while slows all of them; each in a short burst, as decoding takes the same step again and again.
+
+    Tokens a second hardly change over a wide range of sizes, and a plan takes the best of many: noise alone would
+    choose. So the sizes that may be the fastest, and plain decoding, are in every round, the others in some.
+
+    No step emits more than 1 + H tokens, so a tree whose step takes over 1 + H times plain decoding's cannot win,
+    nor can a larger one: a load's sizes end there.
+
+    Args:
+        max_nodes: largest tree.
+        candidates: K, the most ranks a head that a tree will use.
+        contexts: tokens in the cache when a step begins.
+        rounds: of BURST steps a tree; the median and quartiles are kept. Fewer where a load would take over SECONDS_A_LOAD.
+        rule: how tokens are accepted, which takes its time, too.
+        contenders: the smallest and the largest size that may be the fastest, by what is known of the latency at a load
+            (:func:`medusa_tree.planning.choose.contenders`); by default all may.
+        leave_out: told of a load for which memory does not suffice, if any other does; by default that is an error.
+        progress: called with how many of the ``rounds`` rounds a load are done since it was last called.
+    """
+    trees = grid_trees(max_nodes, model.num_heads, min(candidates, model.medusa_heads.rows))
+    buffers = [TreeBuffers.of(t, model.device) for t in trees]
+    rng = np.random.default_rng(seed)
+    points: list[LatencyPoint] = []
+    for load in [(b, c) for b in batches for c in contexts]:
+        try:
+            timed, seconds = _time_load(model, trees, buffers, load, max_nodes, rounds, rng, progress, rule, contenders)
+        except InputError as error:
+            if leave_out is None or not points:
+                raise
+            leave_out(load, error)
+            progress(rounds)
+        else:
+            points += _points(timed, load, seconds)
+    dtype = str(model.dtype).removeprefix("torch.")
+    return LatencyGrid(tuple(points), device_name(model.device), dtype, gpu=model.device.type == "cuda")
+
+
+def _time_load(
+    model: MedusaModel, trees: list[CandidateTree], buffers: list[TreeBuffers], load: Load, max_nodes: int, rounds: int, rng: np.random.Generator,
+    progress: Callable[[int], object], rule: Rule, contenders: Callable[[LatencyCurve], tuple[int, int]] | None,
+) -> tuple[list[CandidateTree], npt.NDArray[np.float64]]:  # fmt: skip
+    """The trees worth timing at a load, and (rounds, BURST, trees) seconds of their steps, not a number where one was not in
+    a round. The cache is free when this is done, before the next load's is made."""
+    batch, context = load
+    most = 1 + model.num_heads
+    prompts = rng.integers(0, model.medusa_heads.vocab_size, (batch, context)).tolist()
+    # As decoding does, a step looks for the end of each sequence, and never finds it.
+    stops = [NO_TOKEN] * len(stop_tokens(model, None))
+    room = context + room_for(model, max_nodes)
+    state = prefill(model, prompts, room, rule=rule, max_new_tokens=ENDLESS, stops=stops)
+    runs = _warm_up(model, state, buffers, context, most, rule)
+    timed, steps = [trees[i] for i in runs], list(runs.values())
+    seconds = np.full((rounds, BURST, len(steps)), np.nan)
+    always = set(range(len(steps)))
+    begin = time.perf_counter()
+    for r in range(rounds):
+        if contenders is not None and r == CLEAR_AFTER:
+            so_far = LatencyGrid(tuple(_points(timed, load, seconds[:r])), "", "")
+            smallest, largest = contenders(so_far.curve(*load))
+            always = {i for i, t in enumerate(timed) if t.nodes == 0 or smallest <= t.nodes <= largest}
+        for i in rng.permutation(len(steps)):
+            if i in always or r % SELDOM == 0:
+                seconds[r, :, i] = time_steps(steps[i], state, context, most, BURST)
+        progress(1)
+        if r + 1 >= MIN_ROUNDS and time.perf_counter() - begin > SECONDS_A_LOAD:
+            progress(rounds - r - 1)
+            return timed, seconds[: r + 1]
+    return timed, seconds
+
+
+def _points(trees: list[CandidateTree], load: Load, seconds: npt.NDArray[np.float64]) -> list[LatencyPoint]:
+    """What steps take, of what :func:`_time_load` timed: medians and quartiles, brought to the mean by one factor for all trees.
+
+    A machine that is slow for some rounds would favour the trees that sat them out. So each round is brought to the usual
+    level by the trees that are in all of them; the quartiles have the levels' spread in them again. Tokens a second are over
+    the mean step, slow ones included; a tree's own mean would be noise, but how far means are above medians is the machine's.
+    """
+    counted = seconds[:, 1:]
+    round_medians = np.median(counted, axis=1)
+    in_all = round_medians[:, np.isfinite(round_medians).all(axis=0)]
+    level = np.median(in_all / np.median(in_all, axis=0), axis=1)
+    steady = counted / level[:, None, None]
+    median = np.nanmedian(steady, axis=(0, 1))
+    to_mean = float(np.nanmean(steady / median) * level.mean())
+    points = []
+    for i, t in enumerate(trees):
+        each = steady[:, :, i][np.isfinite(round_medians[:, i])]
+        low, high = np.percentile(np.outer(each, level), [25, 75])
+        low, middle, high = (to_mean * float(x) for x in (min(low, median[i]), median[i], max(high, median[i])))
+        points.append(LatencyPoint(t.nodes, t.depth, *load, middle, low, high))
+    return points
+
+
+def _warm_up(
+    model: MedusaModel, state: State, trees: list[TreeBuffers], context: int, most: int, rule: Rule
+) -> dict[int, Step]:
+    """Kernels chosen, memory touched, graphs captured: the steps worth timing, by the number of their tree, from small to
+    large until one takes over ``most`` times plain decoding."""
+    runs: dict[int, Step] = {}
+    plain = np.inf
+    for i in sorted(range(len(trees)), key=lambda i: (trees[i].nodes, -trees[i].depth)):
+        runs[i] = stepper(model, state, trees[i], rule, runs.values())
+        warm = time_steps(runs[i], state, context, most, WARM)[1:].min()
+        if trees[i].nodes == 0:
+            plain = warm
+        elif warm > 1.5 * most * plain:  # half as much again: warm steps are noisy figures
+            break
+    return runs
+
+
+def shape_of(model: MedusaModel) -> ModelShape:
+    """The shape of a loaded model and its heads, by counting its weights."""
+    config = model.base.config.get_text_config()
+    table, output = model.base.get_input_embeddings().weight, model.base.get_output_embeddings().weight
+    layer_params = expert_params = 0
+    for name, weight in model.base.named_parameters():
+        if weight is table or weight is output:
+            continue
+        if ".experts." in name:
+            expert_params += weight.numel()
+        else:
+            layer_params += weight.numel()
+    query_heads = config.num_attention_heads
+    experts = next(
+        (int(n) for k in ("num_local_experts", "num_experts", "n_routed_experts") if (n := getattr(config, k, None))), 0
+    )
+    return ModelShape(
+        layers=config.num_hidden_layers, hidden_size=config.hidden_size, query_heads=query_heads,
+        kv_heads=getattr(config, "num_key_value_heads", None) or query_heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // query_heads, vocab_size=output.shape[0],
+        layer_params=layer_params, output_params=output.numel(),
+        head_params=sum(p.numel() for p in model.medusa_heads.parameters()) // model.num_heads, heads=model.num_heads,
+        expert_params=expert_params if experts else 0, experts=experts if expert_params else 0,
+        experts_per_token=int(getattr(config, "num_experts_per_tok", 0) or 0) if experts and expert_params else 0,
+        input_params=0 if table is output else table.numel(),
+    )  # fmt: skip

@@ -1,0 +1,159 @@
+"""Prompts from text, JSON lines, ShareGPT conversations, MT-bench or Spec-Bench questions, and Hugging Face datasets."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from medusa_runtime.errors import InputError
+
+from ..rows import read_entries, read_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+DATASET = "hf:"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt: raw ``text``, or a user's turn to go through the model's chat template (``chat``).
+
+    Prompts of one ``group`` (a source file, a conversation) are held out together.
+    """
+
+    text: str
+    group: str
+    chat: bool = False
+
+
+def read_corpus(path: Path | str) -> list[Prompt]:
+    """Read prompts; the ending decides: ``.jsonl`` one object a line, ``.json`` a list of them, else text, one
+    prompt a line. ``hf:NAME`` is a dataset, see :func:`read_dataset`.
+
+    An object holds "prompt" or "text" (and perhaps "group"), or a conversation: "turns" (MT-bench, Spec-Bench),
+    "conversations" (ShareGPT) or "messages" (OpenAI), of which the first user turn is taken.
+
+    Raises:
+        InputError: file missing or empty, a line that is not JSON, an object without a prompt; with file and line.
+    """
+    prompts: list[Prompt]
+    if str(path).startswith(DATASET):
+        prompts = [_prompt(entry, where) for where, entry in read_dataset(str(path))]
+    elif (path := Path(path)).suffix in (".json", ".jsonl"):
+        prompts = [_prompt(entry, where) for where, entry in read_entries(path)]
+    else:
+        lines = enumerate(read_text(path).splitlines(), start=1)
+        prompts = [Prompt(line, f"line {i}") for i, line in lines if line.strip()]
+    if not prompts:
+        raise InputError(f"{path}: corpus is empty; give a file with at least one prompt a line")
+    return prompts
+
+
+def read_dataset(name: str) -> list[tuple[str, Any]]:
+    """(where it stands, the row) of a Hugging Face dataset: ``hf:OWNER/NAME[@CONFIG][:SPLIT]``, the split as the datasets library
+    writes it (``train[:500]``); without one its only split. A folder of data files serves for OWNER/NAME.
+
+    Raises:
+        InputError: the library is not installed, the dataset is not to be had, or it has several splits.
+    """
+    match = re.fullmatch(rf"{DATASET}(?P<name>[^@:]+)(@(?P<config>[^:]+))?(:(?P<split>.+))?", name)
+    if match is None:
+        raise InputError(f"{name}: is no hf:OWNER/NAME[@CONFIG][:SPLIT]")
+    try:
+        import datasets
+    except ImportError:
+        raise InputError(f"{name}: reading datasets needs a library: pip install 'medusa-tree[datasets]'") from None
+    try:
+        found = datasets.load_dataset(match["name"], match["config"], split=match["split"])
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise InputError(f"{name}: cannot be loaded ({str(error.__cause__ or error).splitlines()[0]})") from None
+    if match["split"] is None:
+        if len(found) > 1:
+            raise InputError(f"{name}: has the splits {', '.join(found)}; name one, as in {name}:{next(iter(found))}")
+        (found,) = found.values()
+    return [(f"{name}, row {i}", row) for i, row in enumerate(found)]
+
+
+def _prompt(row: Any, where: str) -> Prompt:
+    if isinstance(row, str) and row.strip():
+        return Prompt(row, where)
+    if not isinstance(row, dict):
+        raise InputError(f"{where}: neither a text nor an object")
+    group = str(row.get("group", where))
+    for key in ("prompt", "text"):
+        if isinstance(row.get(key), str) and row[key].strip():
+            return Prompt(row[key], group)
+    for key in ("turns", "prompt"):
+        if isinstance(row.get(key), list) and row[key] and isinstance(row[key][0], str):
+            return Prompt(row[key][0], group, chat=True)
+    for key, role, content, user in (
+        ("conversations", "from", "value", "human"),
+        ("messages", "role", "content", "user"),
+    ):
+        for turn in row[key] if isinstance(row.get(key), list) else []:
+            if isinstance(turn, dict) and turn.get(role) == user and isinstance(turn.get(content), str):
+                return Prompt(turn[content], group, chat=True)
+    raise InputError(f'{where}: no prompt in it; give "prompt", "text", "turns", "conversations" or "messages"')
+
+
+def corpus_digest(prompts: list[Prompt]) -> str:
+    """SHA-256 of the prompts' texts, in order."""
+    return hashlib.sha256("\0".join(p.text for p in prompts).encode()).hexdigest()
+
+
+def hold_out(prompts: list[Prompt], fraction: float, seed: int) -> npt.NDArray[np.bool_]:
+    """(S,) which prompts are kept from fitting, see :func:`hold_out_groups`."""
+    return hold_out_groups([p.group for p in prompts], fraction, seed)
+
+
+def hold_out_groups(groups: Sequence[str], fraction: float, seed: int) -> npt.NDArray[np.bool_]:
+    """(S,) which of the items, of a group each, are kept from fitting: whole groups, drawn until ``fraction`` of the items is
+    reached.
+
+    Raises:
+        InputError: a fraction outside (0, 1), or too few groups for both halves to have one.
+    """
+    if not 0 < fraction < 1:
+        raise InputError(f"--held-out {fraction}: give a fraction between 0 and 1, such as 0.25")
+    sizes = Counter(groups)
+    if len(sizes) < 2:
+        raise InputError(
+            f"--held-out {fraction}: all is of one document, prompt or group; one is needed to fit on and another to hold out"
+        )
+    names = sorted(sizes)
+    order = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
+    enough = int(np.searchsorted(np.cumsum([sizes[g] for g in order]), fraction * len(groups))) + 1
+    chosen = set(order[: min(enough, len(order) - 1)])
+    return np.array([g in chosen for g in groups])
+
+
+def tokenize(prompts: list[Prompt], tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> list[list[int]]:
+    """Token ids of each prompt, chat turns through the model's template where it has one; the last ``max_tokens``.
+
+    Raises:
+        InputError: a prompt that makes no tokens.
+    """
+    rows = []
+    for prompt in prompts:
+        text = prompt.text
+        if prompt.chat and tokenizer.chat_template:
+            text = tokenizer.apply_chat_template(
+                [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+            )
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        else:
+            ids = tokenizer(text)["input_ids"]
+        if not ids:
+            raise InputError(f"prompt {text[:40]!r} makes no tokens; remove it")
+        rows.append(list(ids[-max_tokens:]))
+    return rows

@@ -1,0 +1,67 @@
+"""Provenance: what a calibration was made from, so that it can be made again."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import nn
+
+from medusa_runtime.acceptance.rules import Rule
+from medusa_runtime.model import MedusaModel
+
+from .. import __version__
+from ..devices.measure import device_name
+from .corpus import Prompt, corpus_digest
+
+SAMPLE = 4096  # values hashed of each tensor: telling two checkpoints apart should not take minutes
+
+
+def weight_digest(module: nn.Module) -> str:
+    """SHA-256 over each weight's name, shape, dtype and up to SAMPLE evenly spaced values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        flat = tensor.detach().reshape(-1)
+        values = flat[:: max(1, flat.numel() // SAMPLE)][:SAMPLE].double().cpu().numpy()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode() + values.tobytes())
+    return f"sampled-sha256:{digest.hexdigest()}"
+
+
+def versions() -> dict[str, str]:
+    """Of everything that can change a figure."""
+    return {
+        "medusa-tree": __version__, "python": platform.python_version(), "torch": torch.__version__,
+        "transformers": version("transformers"), "numpy": version("numpy"),
+    }  # fmt: skip
+
+
+def provenance(
+    model: MedusaModel,
+    name: str,
+    heads: str | None,
+    corpus: str,
+    prompts: Sequence[Prompt],
+    *,
+    held_out: float,
+    seed: int,
+    max_new_tokens: int,
+    rule: Rule,
+) -> dict[str, Any]:
+    """The provenance of tree.json; ``name``, ``heads`` and ``corpus`` as the user gave them."""
+    return {
+        "model": {"name": name, "architecture": type(model.base).__name__, "weights": weight_digest(model.base)},
+        "heads": {"name": heads, "count": model.num_heads, "weights": weight_digest(model.medusa_heads)},
+        "corpus": {
+            "name": corpus, "prompts": len(prompts), "digest": corpus_digest(list(prompts)), "held_out": held_out, "seed": seed,
+            "max_new_tokens": max_new_tokens, "tokens": f"the model's own output: {rule}",
+        },
+        "device": device_name(model.device),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "versions": versions(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }  # fmt: skip

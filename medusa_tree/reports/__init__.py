@@ -1,0 +1,1 @@
+"""Reports: what was measured and planned, as tables, plots and a page."""

@@ -1,0 +1,1 @@
+"""Search: path frequencies of a trace -> candidate trees in order. NumPy only."""

@@ -1,0 +1,1 @@
+"""Traces: what was measured of a drafter, and what follows from it on paper. NumPy only."""

@@ -1,0 +1,161 @@
+"""Rank traces in files: read .npz and JSON lines, and name the row that is wrong; write .npz.
+
+The same mathematics serves any drafter whose guesses are ranked at each depth: Medusa, Hydra, EAGLE-1, block diffusion.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from medusa_runtime.errors import InputError
+from medusa_runtime.files import write_beside
+
+from ..rows import read_entries
+from .table import MISS
+from .trace import RankTrace
+
+HELD_OUT = 0.25
+LARGEST_RANK = int(np.iinfo(np.int16).max) - 1
+
+
+def read_trace(path: Path, seed: int = 0) -> RankTrace:
+    """Read a rank trace; the ending decides.
+
+    ``.npz``: ``ranks`` (P, H) whole numbers, ``starts`` (S + 1,), and where known ``held_out`` (S,) bool and ``candidates``.
+    A calibration is one. ``.jsonl``: one sequence a line, {"ranks": [[0, 2, -1], ...]}, with "held_out": true or false and
+    "candidates": K on every line or on none. Without ``held_out`` a quarter of the sequences is drawn; without
+    ``candidates``, K is the largest rank and one.
+
+    Raises:
+        InputError: names the file, the line or array, and the row.
+    """
+    if path.suffix == ".jsonl":
+        return _from_lines(path, seed)
+    if path.suffix == ".npz":
+        arrays = load_arrays(path)
+        return trace_of(arrays, path, seed)
+    raise InputError(f"{path}: a rank trace is an .npz or a .jsonl; docs/formats.md shows both")
+
+
+def save_trace(path: Path, trace: RankTrace) -> None:
+    """Write the ranks as :func:`read_trace` reads them; whole or not at all."""
+    with write_beside(path) as beside, beside.open("wb") as file:
+        np.savez_compressed(
+            file, ranks=trace.ranks, starts=trace.starts, held_out=trace.held_out, candidates=np.array(trace.candidates)
+        )
+
+
+def load_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """All arrays of an .npz; nothing pickled.
+
+    Raises:
+        InputError: not there, or no .npz of plain arrays.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror or error}); give the .calibration.npz that calibrate wrote, or a rank trace"
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(
+            f"{path}: not a calibration or rank trace ({error}); give the .calibration.npz that calibrate wrote"
+        ) from None
+
+
+def trace_of(arrays: Mapping[str, npt.NDArray[Any]], path: Path, seed: int = 0) -> RankTrace:
+    """The trace in the arrays of an .npz, each checked by name."""
+    for name in ("ranks", "starts"):
+        if name not in arrays:
+            what = "the ranks" if name == "ranks" else "where sequences begin, so that replay knows what follows what"
+            raise InputError(f'{path}: array "{name}" is missing: {what}; docs/formats.md shows the format')
+    ranks, starts = arrays["ranks"], arrays["starts"]
+    if ranks.ndim != 2 or not np.issubdtype(ranks.dtype, np.integer):
+        raise InputError(
+            f'{path}: array "ranks" is {ranks.dtype} of shape {ranks.shape}; it must be whole numbers, (positions, heads)'
+        )
+    if starts.ndim != 1 or not np.issubdtype(starts.dtype, np.integer):
+        raise InputError(
+            f'{path}: array "starts" is {starts.dtype} of shape {starts.shape}; it must be whole numbers, (sequences + 1,)'
+        )
+    if ranks.size and (ranks.min() < MISS or ranks.max() > LARGEST_RANK):
+        p, k = np.argwhere((ranks < MISS) | (ranks > LARGEST_RANK))[0]
+        raise InputError(
+            f"{path}: position {p}, head {k + 1} has rank {ranks[p, k]}; ranks count from 0 to {LARGEST_RANK}, a miss is {MISS}"
+        )
+    candidates = arrays.get("candidates", np.array(1 + max(0, int(ranks.max(initial=0)))))
+    if candidates.shape or not np.issubdtype(candidates.dtype, np.integer) or candidates < 1:
+        raise InputError(f'{path}: "candidates" is {candidates!r}; it must be K, one whole number, 1 or more')
+    held = arrays.get("held_out", draw(len(starts) - 1, seed))
+    if held.dtype != np.bool_:
+        raise InputError(f'{path}: array "held_out" is {held.dtype}; it must be true or false, one a sequence')
+    return _named(path, ranks.astype(np.int16, copy=False), starts.astype(np.int64, copy=False), held, int(candidates))
+
+
+def _named(path: Path, ranks: Any, starts: Any, held: Any, candidates: int) -> RankTrace:
+    """The trace, with both a fitting and a held-out part; errors name the file."""
+    try:
+        trace = RankTrace(ranks, starts, held, candidates)
+        trace.check_split()
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    return trace
+
+
+def draw(sequences: int, seed: int) -> npt.NDArray[np.bool_]:
+    """(S,) a quarter of the sequences, at least one, and never all."""
+    held = np.zeros(max(0, sequences), dtype=np.bool_)
+    count = min(max(1, round(HELD_OUT * sequences)), sequences - 1)
+    held[np.random.default_rng(seed).permutation(sequences)[: max(0, count)]] = True
+    return held
+
+
+def _from_lines(path: Path, seed: int) -> RankTrace:
+    sequences: list[npt.NDArray[np.int16]] = []
+    held: list[bool | None] = []
+    candidates: int | None = None
+    for here, row in read_entries(path):
+        if not isinstance(row, dict) or not isinstance(row.get("ranks"), list) or not row["ranks"]:
+            raise InputError(
+                f'{here}: has no list "ranks"; a line is {{"ranks": [[0, 2, -1], ...]}}, one row a position'
+            )
+        kept = row.get("candidates")
+        if kept is not None and not (type(kept) is int and 1 <= kept <= LARGEST_RANK + 1):
+            raise InputError(f'{here}: "candidates" is {kept!r}; it must be K, a whole number, 1 or more')
+        if sequences and kept != candidates:
+            raise InputError(
+                f'{here}: "candidates" is {kept}, before it was {candidates}; it must be the same on every line'
+            )
+        candidates = kept
+        sequences.append(_rows(row["ranks"], sequences[0].shape[1] if sequences else None, kept, here))
+        held.append(row.get("held_out"))
+        if not isinstance(held[-1], (bool, type(None))) or (held[-1] is None) != (held[0] is None):
+            raise InputError(f'{here}: "held_out" must be true or false on every line, or on none')
+    if not sequences:
+        raise InputError(f"{path}: no sequence in it")
+    ranks, starts = np.concatenate(sequences), np.cumsum([0, *map(len, sequences)], dtype=np.int64)
+    drawn = draw(len(sequences), seed) if held[0] is None else np.array(held, dtype=np.bool_)
+    return _named(path, ranks, starts, drawn, candidates or 1 + max(0, int(ranks.max())))
+
+
+def _rows(ranks: list[Any], heads: int | None, candidates: int | None, here: str) -> npt.NDArray[np.int16]:
+    """(length, H) of one line; an InputError names the first row that is wrong."""
+    most = LARGEST_RANK if candidates is None else candidates - 1
+    for p, row in enumerate(ranks):
+        if not isinstance(row, list) or any(isinstance(r, bool) or not isinstance(r, int) for r in row):
+            raise InputError(f"{here}, row {p}: {row!r} is not a list of whole numbers, one a head")
+        if not row or len(row) != (heads or len(ranks[0])):
+            raise InputError(
+                f"{here}, row {p}: {len(row)} ranks where others have {heads or len(ranks[0])}; one a head"
+            )
+        if min(row) < MISS or max(row) > most:
+            raise InputError(f"{here}, row {p}: {row!r}: ranks count from 0 to {most}, a miss is {MISS}")
+    return np.array(ranks, dtype=np.int16)
