@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
-from functools import wraps
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import click
+
+from .common import together
 
 if TYPE_CHECKING:
     from medusa_runtime.acceptance.rules import Rule
@@ -43,26 +43,36 @@ class Acceptance:
         return make_rule(name, **parameters, seed=seed if name == "sample" else None)
 
 
-def acceptance_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--acceptance and what goes with it; the command gets them as one ``accepting``."""
+acceptance_options = together(
+    Acceptance,
+    "accepting",
+    click.option(
+        "--acceptance",
+        type=click.Choice(["greedy", "sample", "typical"]),
+        help="Greedy text, sampled text, or typical acceptance: faster, not lossless.  [default: greedy, or the tree's]",
+    ),
+    click.option("--temperature", type=float, help="sample, typical: 0 is greedy.  [default: 1]"),
+    click.option("--top-p", type=float, help="sample: draw from the likeliest tokens that hold this probability."),
+    click.option("--top-k", type=int, help="sample: draw from the K likeliest tokens."),
+    click.option("--min-p", type=float, help="sample: least probability, as a share of the likeliest's."),
+    click.option("--epsilon", type=float, help="typical: probability that is always enough.  [default: 0.09]"),
+    click.option("--delta", type=float, help="typical: bound on probability over exp(-entropy).  [default: 0.3]"),
+)
 
-    @wraps(command)
-    def gathered(**given: Any) -> Any:
-        accepting = Acceptance(**{f.name: given.pop(f.name) for f in fields(Acceptance)})
-        return command(**given, accepting=accepting)
 
-    for option in (
-        click.option("--delta", type=float, help="typical: bound on probability over exp(-entropy).  [default: 0.3]"),
-        click.option("--epsilon", type=float, help="typical: probability that is always enough.  [default: 0.09]"),
-        click.option("--min-p", type=float, help="sample: least probability, as a share of the likeliest's."),
-        click.option("--top-k", type=int, help="sample: draw from the K likeliest tokens."),
-        click.option("--top-p", type=float, help="sample: draw from the likeliest tokens that hold this probability."),
-        click.option("--temperature", type=float, help="sample, typical: 0 is greedy.  [default: 1]"),
-        click.option(
-            "--acceptance",
-            type=click.Choice(["greedy", "sample", "typical"]),
-            help="Greedy text, sampled text, or typical acceptance: faster, not lossless.  [default: greedy, or the tree's]",
-        ),
-    ):
-        gathered = option(gathered)
-    return gathered
+def with_seed(rule: Rule, seed: int | None, mend: str) -> Rule:
+    """The rule, drawing by ``seed`` where one is given.
+
+    Raises:
+        InputError: a seed for a rule that draws nothing, and the ``mend``.
+    """
+    from dataclasses import replace
+
+    from medusa_runtime.acceptance.rules import Sampling
+    from medusa_runtime.errors import InputError
+
+    if seed is None:
+        return rule
+    if not isinstance(rule, Sampling):
+        raise InputError(f"--seed {seed}: {rule.name} acceptance draws nothing; {mend}")
+    return replace(rule, seed=seed)

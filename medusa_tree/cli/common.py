@@ -1,9 +1,11 @@
-"""What several commands share: options, consoles, progress bars, and loading a model quietly."""
+"""What several commands share: options that travel together, consoles, progress bars, and what is said of outputs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,41 +13,31 @@ import click
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
 
-    from medusa_runtime.model import MedusaModel
     from medusa_runtime.treefile import OperatingPoint
+    from medusa_tree.progress import Report
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 
 
-def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--device, --dtype and --trust-remote-code."""
-    for option in (
-        click.option(
-            "--trust-remote-code", is_flag=True, help="Run the code that a Hub repository brings with its model."
-        ),
-        click.option(
-            "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="[default: the checkpoint's own]"
-        ),
-        click.option("--device", help="e.g. cpu, cuda, cuda:1  [default: CUDA where there is one]"),
-    ):
-        command = option(command)
-    return command
+Command = Callable[..., Any]
 
 
-def budget_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--budget and --max-depth."""
-    for option in (
-        click.option(
-            "--max-depth", type=click.IntRange(min=1), help="Deepest tree: how many heads to use.  [default: all]"
-        ),
-        click.option(
-            "--budget", help="Longest step: a ratio to plain decoding (1.3x) or a time (25ms).  [default: none]"
-        ),
-    ):
-        command = option(command)
-    return command
+def together(kind: type, name: str, *options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Options that travel together: the command gets them as one ``name``, a frozen dataclass ``kind`` whose fields they are."""
+
+    def decorate(command: Command) -> Command:
+        @wraps(command)
+        def gathered(**given: Any) -> Any:
+            own = kind(**{f.name: given.pop(f.name) for f in fields(kind)})
+            return command(**given, **{name: own})
+
+        whole: Command = gathered
+        for option in reversed(options):
+            whole = option(whole)
+        return whole
+
+    return decorate
 
 
 def stderr() -> Console:
@@ -62,12 +54,14 @@ def stdout() -> Console:
 
 
 @contextmanager
-def progress_bars() -> Iterator[Progress]:
-    """Bars with a count, the time taken and an ETA, on standard error."""
+def progress_bars() -> Iterator[Report]:
+    """Bars on standard error, each with a count, the time taken and an ETA: told of a stage, how much of it is done, and of how
+    many, the first time it begins."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
         Progress,
+        TaskID,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
@@ -78,36 +72,14 @@ def progress_bars() -> Iterator[Progress]:
         TextColumn("elapsed"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=stderr()) as progress:
-        yield progress
+        stages: dict[str, TaskID] = {}
 
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in stages:
+                stages[stage] = progress.add_task(stage, total=total)
+            progress.update(stages[stage], completed=done)
 
-def load_model(
-    model: str,
-    heads: str | None,
-    device: str | None,
-    dtype: str | None,
-    trust_remote_code: bool,
-    require_heads: bool = True,
-) -> MedusaModel:
-    """The model and heads named on the command line (``demo`` is the bundled one), with transformers kept quiet."""
-    from medusa_tree.bundled import resolve_model
-
-    with stderr().status(f"Loading {model} ..."):
-        import transformers
-
-        from medusa_runtime.model import MedusaModel
-
-        transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()
-        where, heads_where = resolve_model(model, heads)
-        return MedusaModel.from_pretrained(
-            where,
-            heads_where,
-            device=device,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-            require_heads=require_heads,
-        )
+        yield report
 
 
 def warn_of_another_point(point: OperatingPoint, batch: int, context: int | None, done: str) -> None:

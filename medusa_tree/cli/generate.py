@@ -6,42 +6,35 @@ from pathlib import Path
 
 import click
 
-from .acceptance import Acceptance, acceptance_options
-from .common import FILE, device_options, load_model, stderr
+from .acceptance import Acceptance, acceptance_options, with_seed
+from .common import FILE, stderr
+from .model import ModelSource, model_options
 
 
 @click.command()
 @click.argument("prompt")
-@click.option("--model", required=True, help="Folder or Hub id of the model; 'demo' is the bundled one.")
-@click.option("--heads", help="Folder or Hub id of its Medusa heads.  [default: with the model]")
+@model_options
 @click.option("--tree", "tree_json", type=FILE, help="tree.json to decode with.  [default: plain decoding]")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True)
 @click.option("--chat", is_flag=True, help="Put the prompt through the model's chat template.")
 @acceptance_options
 @click.option("--seed", type=int, help="sample: fixes the text, with any tree.  [default: 0, or the tree's]")
-@device_options
 def generate(
-    prompt: str, model: str, heads: str | None, tree_json: Path | None, max_new_tokens: int, chat: bool, accepting: Acceptance, seed: int | None,
-    device: str | None, dtype: str | None, trust_remote_code: bool,
+    prompt: str, source: ModelSource, tree_json: Path | None, max_new_tokens: int, chat: bool, accepting: Acceptance, seed: int | None
 ) -> None:  # fmt: skip
     """Continue PROMPT with the tree, streaming the text, then a line of statistics. Tokens are accepted as the tree was
     calibrated, or greedily, unless --acceptance says how."""
     import time
-    from dataclasses import replace
 
-    from medusa_runtime.acceptance.rules import GREEDY, Sampling
-    from medusa_runtime.errors import InputError
+    from medusa_runtime.acceptance.rules import GREEDY
     from medusa_runtime.tree import CandidateTree
     from medusa_runtime.treefile import TreeFile, read_tree
     from medusa_tree.profiling.corpus import Prompt, tokenize
 
     contents = read_tree(tree_json) if tree_json else CandidateTree()
     rule = accepting.rule(seed or 0) or (contents.acceptance if isinstance(contents, TreeFile) else GREEDY)
-    if seed is not None:
-        if not isinstance(rule, Sampling):
-            raise InputError(f"--seed {seed}: {rule.name} acceptance draws nothing; add --acceptance sample")
-        rule = replace(rule, seed=seed)
-    loaded = load_model(model, heads, device, dtype, trust_remote_code, require_heads=tree_json is not None)
+    rule = with_seed(rule, seed, "add --acceptance sample")
+    loaded = source.load(require_heads=tree_json is not None)
     from medusa_runtime.decode import stream, tree_for
 
     tokenizer = loaded.tokenizer

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
-from .common import FILE, budget_options, check_output
+from .budget import Bounds, budget_options
+from .common import FILE, check_output
 from .source import LatencySource, latency_options, read_source
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)  # asked of a device model where none are named
@@ -14,8 +16,7 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64)  # asked of a device model where none are nam
 
 @click.command()
 @click.argument("source", type=FILE, metavar="CALIBRATION")
-@budget_options
-@click.option("--max-nodes", type=click.IntRange(min=1), help="Largest tree.  [default: as measured; modelled: 256]")
+@budget_options(None, "as measured; modelled: 256")
 @click.option("--max-memory", help="What decoding may hold, e.g. 24GB.  [default: none; modelled: the device's]")
 @click.option("--batch", type=click.IntRange(min=1), multiple=True, help="Batch to plan for; repeat for several.")
 @click.option("--context", type=click.IntRange(min=1), multiple=True, help="Tokens in the cache; repeat for several.")
@@ -28,8 +29,8 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64)  # asked of a device model where none are nam
     "-o", "--output", type=FILE, default=Path("tree.json"), show_default=True, help="Where to write the tree."
 )
 def plan(
-    source: Path, budget: str | None, max_depth: int | None, max_nodes: int | None, max_memory: str | None, batch: tuple[int, ...],
-    context: tuple[int, ...], engine: str | None, estimator: str, swaps: bool, source_of_latency: LatencySource, as_json: bool, output: Path,
+    source: Path, bounds: Bounds, max_memory: str | None, batch: tuple[int, ...], context: tuple[int, ...], engine: str | None, estimator: str,
+    swaps: bool, source_of_latency: LatencySource, as_json: bool, output: Path,
 ) -> None:  # fmt: skip
     """Plan a tree from CALIBRATION (the .calibration.npz that calibrate wrote) in a second: under another budget, for
     other batches, for a device not at hand, or within what an engine accepts.
@@ -38,22 +39,20 @@ def plan(
     --device-model and --config.
     """
     from medusa_tree.devices.roofline import gpu
-    from medusa_tree.planning.budget import Budget, parse_budget, parse_memory
+    from medusa_tree.planning.budget import parse_memory
     from medusa_tree.planning.plan import plan as run
 
     from .finish import finish_plan
 
     check_output(output)
-    ratio, seconds = parse_budget(budget)
-    memory = parse_memory(max_memory)
-    calibration, measured = read_source(source, source_of_latency, max_nodes)
-    device_model = source_of_latency.device_model
-    if device_model is not None:
-        memory = memory or gpu(device_model).memory
+    memory, device_model = parse_memory(max_memory), source_of_latency.device_model
+    budget = bounds.parse(memory)
+    calibration, measured = read_source(source, source_of_latency, bounds.max_nodes)
+    if device_model is not None and memory is None:
+        budget = replace(budget, memory=gpu(device_model).memory)
     known = [] if measured is None else measured.loads()
     contexts = context or tuple(sorted({c for _, c in known})) or (2048,)
     batches = batch or (BATCHES if device_model else tuple(sorted({b for b, _ in known})))
     loads = [(b, c) for c in contexts for b in batches] if batch or context or device_model else None
-    bounds = Budget(ratio, seconds, max_nodes, max_depth, memory)
-    found = run(calibration, bounds, loads, engine=engine, estimator=estimator, swaps=swaps)
+    found = run(calibration, budget, loads, engine=engine, estimator=estimator, swaps=swaps)
     finish_plan(calibration, found, output, as_json)

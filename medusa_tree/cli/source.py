@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from functools import wraps
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import FILE, stderr
+from .common import FILE, stderr, together
 
 if TYPE_CHECKING:
     from medusa_tree.devices.latency import LatencyGrid
@@ -46,26 +44,18 @@ class LatencySource:
             raise InputError("--latency and --device-model both give step latency; use one")
 
 
-def latency_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--latency, --device-model and what goes with it; the command gets them as one ``source_of_latency``."""
-
-    @wraps(command)
-    def gathered(**given: Any) -> Any:
-        source = LatencySource(**{f.name: given.pop(f.name) for f in fields(LatencySource)})
-        return command(**given, source_of_latency=source)
-
-    for option in (
-        click.option("--achieved", type=float, help="Share of the data sheet's rates that is reached.  [default: 0.8]"),
-        click.option("--launch-overhead", type=click.FloatRange(min=0), metavar="MS", help="Modelled launches a step.  [default: as fitted on a GPU]"),
-        click.option("--head-params", type=click.IntRange(min=0), help="Weights read for each level drafted.  [default: a Medusa head's]"),
-        click.option("--kv-dtype", help="Of the modelled KV cache.  [default: as the weights]"),
-        click.option("--weight-dtype", help="Of the modelled weights.  [default: as calibrated]"),
-        click.option("--config", type=FILE, help="config.json of the model to put there.  [default: the calibrated one]"),
-        click.option("--device-model", help="Model the latency of a device, e.g. h100-sxm; an unknown one lists them."),
-        click.option("--latency", type=FILE, help="Step latency from this JSON instead of the calibration's."),
-    ):  # fmt: skip
-        gathered = option(gathered)
-    return gathered
+latency_options = together(
+    LatencySource,
+    "source_of_latency",
+    click.option("--latency", type=FILE, help="Step latency from this JSON instead of the calibration's."),
+    click.option("--device-model", help="Model the latency of a device, e.g. h100-sxm; an unknown one lists them."),
+    click.option("--config", type=FILE, help="config.json of the model to put there.  [default: the calibrated one]"),
+    click.option("--weight-dtype", help="Of the modelled weights.  [default: as calibrated]"),
+    click.option("--kv-dtype", help="Of the modelled KV cache.  [default: as the weights]"),
+    click.option("--head-params", type=click.IntRange(min=0), help="Weights read for each level drafted.  [default: a Medusa head's]"),
+    click.option("--launch-overhead", type=click.FloatRange(min=0), metavar="MS", help="Modelled launches a step.  [default: as fitted on a GPU]"),
+    click.option("--achieved", type=float, help="Share of the data sheet's rates that is reached.  [default: 0.8]"),
+)  # fmt: skip
 
 
 def read_source(

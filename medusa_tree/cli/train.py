@@ -3,14 +3,45 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import FILE, device_options, progress_bars, stderr, stdout
+from .common import FILE, progress_bars, stderr, stdout, together
+from .model import Placement, placement_options, quiet_transformers
+
+if TYPE_CHECKING:
+    from medusa_tree.training.run import Distillation
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
+COUNT = click.IntRange(min=1)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The options that say how the model answers the prompts itself."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    answer_batch: int
+
+    def distillation(self) -> Distillation:
+        from medusa_tree.training.run import Distillation
+
+        return Distillation(self.max_new_tokens, self.temperature, self.top_p, self.answer_batch)
+
+
+answer_options = together(
+    Answers,
+    "answers",
+    click.option("--max-new-tokens", type=COUNT, default=512, show_default=True, help="Length of such an answer."),
+    click.option("--temperature", type=float, default=0.0, show_default=True, help="Of such answers; 0 is greedy."),
+    click.option("--top-p", type=float, default=1.0, show_default=True, help="Of such answers."),
+    click.option("--answer-batch", type=COUNT, default=32, show_default=True, help="Prompts answered at once."),
+)
 
 
 @click.command()
@@ -38,14 +69,7 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
     is_flag=True,
     help="Let the model answer the prompts in --data (or take answers.jsonl of an earlier run), and train on its answers.",
 )
-@click.option(
-    "--max-new-tokens", type=click.IntRange(min=1), default=512, show_default=True, help="Length of such an answer."
-)
-@click.option("--temperature", type=float, default=0.0, show_default=True, help="Of such answers; 0 is greedy.")
-@click.option("--top-p", type=float, default=1.0, show_default=True, help="Of such answers.")
-@click.option(
-    "--answer-batch", type=click.IntRange(min=1), default=32, show_default=True, help="Prompts answered at once."
-)
+@answer_options
 @click.option("--epochs", type=float, default=1.0, show_default=True, help="Passes over the rows.")
 @click.option("--max-steps", type=int, default=-1, help="Stop after so many steps instead.")
 @click.option("--batch-size", type=int, default=8, show_default=True, help="Rows a step and process.")
@@ -97,7 +121,7 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--resume", is_flag=True, help="Go on with the run that was begun in the output folder.")
-@device_options
+@placement_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 @click.option(
     "-o",
@@ -107,43 +131,32 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
     help="Folder for the heads (medusa-2: the full model), card and curves.",
 )
 def train(
-    model: str, data: Path, evaluation: Path | None, held_out: float, form: str | None, self_distill: bool, max_new_tokens: int, temperature: float,
-    top_p: float, answer_batch: int, quantize: str | None, eval_prompts: int, resume: bool, device: str | None, dtype: str | None,
-    trust_remote_code: bool, as_json: bool, output: Path, recipe: str, shared_output: bool, **settings: Any,
+    model: str, data: Path, evaluation: Path | None, held_out: float, form: str | None, self_distill: bool, answers: Answers, quantize: str | None,
+    eval_prompts: int, resume: bool, placement: Placement, as_json: bool, output: Path, recipe: str, shared_output: bool, **settings: Any,
 ) -> None:  # fmt: skip
     """Train Medusa heads for MODEL, as in the paper; on several GPUs: torchrun --nproc-per-node N -m medusa_tree train ...
 
     A killed run goes on with --resume. Writes the heads (or the full model), README.md, training.json and training.png.
     """
     with stderr().status("Loading ..."):
-        import transformers
-
+        quiet_transformers()
         from medusa_tree.bundled import resolve_model
         from medusa_tree.training.recipe import Recipe
-        from medusa_tree.training.run import Distillation, Run, run
+        from medusa_tree.training.run import Run, run
 
-        transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()
     how = Recipe(name=recipe, own_output=not shared_output, distill=self_distill, **settings)
     where, _ = resolve_model(model, None)
     where = str(Path(where).resolve()) if Path(where).is_dir() else where
     job = Run(
-        where, data, output, how, Distillation(max_new_tokens, temperature, top_p, answer_batch) if self_distill else None, evaluation,
-        held_out, form, device, dtype, quantize, trust_remote_code, resume, eval_prompts,
+        where, data, output, how, answers.distillation() if self_distill else None, evaluation, held_out, form,
+        placement.device, placement.dtype, quantize, placement.trust_remote_code, resume, eval_prompts,
     )  # fmt: skip
-    with progress_bars() as bars:
-        tasks: dict[str, Any] = {}
-
-        def report(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done)
-
-        try:
+    try:
+        with progress_bars() as report:
             outcome = run(job, report)
-        except KeyboardInterrupt:
-            stderr().print(f"Stopped. Go on with the same command and --resume; what is done stands in {output}.")
-            raise
+    except KeyboardInterrupt:
+        stderr().print(f"Stopped. Go on with the same command and --resume; what is done stands in {output}.")
+        raise
     if outcome is None:
         return
     from medusa_runtime.files import write_beside

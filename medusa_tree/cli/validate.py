@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from .common import FILE, device_options, load_model, progress_bars, stderr, stdout, warn_of_another_point
+from .acceptance import with_seed
+from .common import FILE, progress_bars, stderr, stdout, warn_of_another_point
+from .model import ModelSource, Placement, placement_options
 
 
 @click.command()
@@ -23,58 +26,37 @@ from .common import FILE, device_options, load_model, progress_bars, stderr, std
 @click.option("--heads", help="Folder or Hub id.  [default: the ones the tree was made for]")
 @click.option("--corpus", help="Prompts.  [default: the held-out part of those it was made on]")
 @click.option("--seed", type=int, help="sample: draw another text than the one that was calibrated on.")
-@device_options
+@placement_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def validate(
     tree: Path, prompts: int, max_new_tokens: int | None, batch: int, context: int | None, model: str | None, heads: str | None, corpus: str | None,
-    seed: int | None, device: str | None, dtype: str | None, trust_remote_code: bool, as_json: bool,
+    seed: int | None, placement: Placement, as_json: bool,
 ) -> None:  # fmt: skip
     """Decode held-out prompts with TREE and plainly, by the rule that it was calibrated under, and compare text, acceptance
     length and speed with the plan."""
     import json
-    from dataclasses import replace
 
-    from medusa_runtime.acceptance.rules import Sampling
-    from medusa_runtime.errors import InputError
     from medusa_runtime.treefile import read_tree
-    from medusa_tree.bundled import resolve_corpus
-    from medusa_tree.profiling.corpus import corpus_digest, hold_out, read_corpus, tokenize
+    from medusa_tree.profiling.corpus import tokenize
+    from medusa_tree.progress import counted
+    from medusa_tree.validation.prompts import held_out_prompts
 
     contents = read_tree(tree)
-    made, rule = contents.provenance, contents.acceptance
-    if seed is not None:
-        if not isinstance(rule, Sampling):
-            raise InputError(f"--seed {seed}: {tree} was calibrated under {rule.name} acceptance, which draws nothing")
-        rule = replace(rule, seed=seed)
-    try:
-        name, heads_name, source = made["model"]["name"], made["heads"]["name"], made["corpus"]
-        tokens = max_new_tokens or source["max_new_tokens"]
-        texts = read_corpus(resolve_corpus(corpus or source["name"]))
-        streams = list(range(len(texts)))
-        if corpus is None:
-            texts = texts[: source["prompts"]]
-            if corpus_digest(texts) != source["digest"]:
-                raise InputError(
-                    f"{source['name']}: has changed since {tree} was made; calibrate again, or name prompts with --corpus"
-                )
-            # Prompt i keeps its stream, so that the same seed samples the text that was calibrated on.
-            streams = hold_out(texts, source["held_out"], source["seed"]).nonzero()[0].tolist()
-            texts = [texts[i] for i in streams]
-    except (KeyError, TypeError) as error:
-        raise InputError(f'{tree}: field "provenance" lacks {error}; write the file again with calibrate') from None
-    if len(texts) < prompts:
-        stderr().print(f"[yellow]Only {len(texts)} held-out prompts; all are used.[/yellow]")
-    loaded = load_model(
-        model or name, heads or (None if model else heads_name), device, dtype or made["dtype"], trust_remote_code
-    )
+    made, rule = contents.provenance, with_seed(contents.acceptance, seed, f"{tree} was calibrated under it")
+    held = held_out_prompts(contents, str(tree), corpus)
+    tokens = max_new_tokens or held.max_new_tokens
+    if len(held.prompts) < prompts:
+        stderr().print(f"[yellow]Only {len(held.prompts)} held-out prompts; all are used.[/yellow]")
+    loaded = _source(made, model, heads, placement, tree).load()
     from medusa_tree.devices.measure import device_name
+    from medusa_tree.profiling.calibrate import middle_context
     from medusa_tree.profiling.provenance import versions
     from medusa_tree.reports.tables import validation_table
     from medusa_tree.validation.validate import validate as run
 
     room = (loaded.max_context or 1 << 30) - tokens - loaded.num_heads  # as calibrate cuts them
-    rows = tokenize(texts[:prompts], loaded.tokenizer, max(1, room))
-    middle = sorted(map(len, rows))[len(rows) // 2] + tokens // 2
+    rows = tokenize(held.prompts[:prompts], loaded.tokenizer, max(1, room))
+    middle = middle_context(rows, tokens)
     point = contents.point(batch, context or middle)
     warn_of_another_point(point, batch, context, "validating that of")
     if not middle / 2 <= point.context <= 2 * middle:
@@ -86,12 +68,28 @@ def validate(
         stderr().print(
             f"[yellow]Predictions are for {made['device']}, {made['dtype']}; this is {here[0]}, {here[1]}.[/yellow]"
         )
-    with progress_bars() as bars:
-        task = bars.add_task("Decoding, plainly and with tree", total=len(rows))
+    with progress_bars() as report:
+        stage = "Decoding, plainly and with tree"
         result = run(
-            loaded, contents.tree_of(point), point, rows, tokens, lambda n: bars.advance(task, n), rule, streams
+            loaded, contents.tree_of(point), point, rows, tokens, counted(report, stage, len(rows)), rule, held.streams
         )
     if as_json:
         print(json.dumps({**result.to_json(), "versions": versions()}, indent=2))
         return
     stdout().print(validation_table(result))
+
+
+def _source(
+    made: dict[str, Any], model: str | None, heads: str | None, placement: Placement, tree: Path
+) -> ModelSource:
+    """The model named, or the one that the tree was made for, with its heads and in its dtype."""
+    from medusa_runtime.errors import InputError
+
+    try:
+        known = made["model"]["name"], made["heads"]["name"], made["dtype"]
+    except (KeyError, TypeError) as error:
+        raise InputError(f'{tree}: field "provenance" lacks {error}; write the file again with calibrate') from None
+    return ModelSource(
+        placement.device, placement.dtype or known[2], placement.trust_remote_code, model or known[0],
+        heads or (None if model else known[1]),
+    )  # fmt: skip

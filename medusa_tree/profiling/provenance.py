@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from medusa_runtime.acceptance.rules import Rule
 from medusa_runtime.model import MedusaModel
 
 from .. import __version__
 from ..devices.measure import device_name
 from .corpus import Prompt, corpus_digest
+from .job import Profiling
 
 SAMPLE = 4096  # values hashed of each tensor: telling two checkpoints apart should not take minutes
 
@@ -41,24 +41,16 @@ def versions() -> dict[str, str]:
 
 
 def provenance(
-    model: MedusaModel,
-    name: str,
-    heads: str | None,
-    corpus: str,
-    prompts: Sequence[Prompt],
-    *,
-    held_out: float,
-    seed: int,
-    max_new_tokens: int,
-    rule: Rule,
+    model: MedusaModel, names: tuple[str, str | None], profiling: Profiling, prompts: Sequence[Prompt]
 ) -> dict[str, Any]:
-    """The provenance of tree.json; ``name``, ``heads`` and ``corpus`` as the user gave them."""
+    """The provenance of tree.json; ``names`` of model and heads as the user gave them."""
+    name, heads = names
     return {
         "model": {"name": name, "architecture": type(model.base).__name__, "weights": weight_digest(model.base)},
         "heads": {"name": heads, "count": model.num_heads, "weights": weight_digest(model.medusa_heads)},
         "corpus": {
-            "name": corpus, "prompts": len(prompts), "digest": corpus_digest(list(prompts)), "held_out": held_out, "seed": seed,
-            "max_new_tokens": max_new_tokens, "tokens": f"the model's own output: {rule}",
+            "name": profiling.corpus, "prompts": len(prompts), "digest": corpus_digest(list(prompts)), "held_out": profiling.held_out,
+            "seed": profiling.seed, "max_new_tokens": profiling.max_new_tokens, "tokens": f"the model's own output: {profiling.rule}",
         },
         "device": device_name(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),

@@ -6,7 +6,6 @@ import hashlib
 import json
 import resource
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ from medusa_runtime.heads.heads import MedusaHeads
 from medusa_runtime.model import MedusaModel
 
 from ..profiling.corpus import read_corpus, read_text
+from ..progress import Report, unseen
 from .backbone import check_device, load_backbone
 from .data import read_rows, split
 from .distill import answer, is_answers, join_answers
@@ -33,8 +33,6 @@ from .trainer import fit, newest_checkpoint
 
 WORK = "work"  # folder under the output for what a run needs to go on: checkpoints, answers, settings
 SETTINGS = "settings.json"
-
-Report = Callable[[str, int, int], object]  # stage, done, of how many
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ class Outcome:
     heads: MedusaHeads
 
 
-def run(job: Run, report: Report = lambda stage, done, total: None) -> Outcome | None:
+def run(job: Run, report: Report = unseen) -> Outcome | None:
     """Train and save. Returns None on processes other than the main one.
 
     Raises:
