@@ -9,12 +9,15 @@ from hypothesis import given
 from test_plan import calibration
 
 from medusa_runtime import CandidateTree, InputError
-from medusa_tree.export import FORMATS, eagle, export_tree, hydra, linear, medusa, sglang, tensorrt_llm, vllm
-from medusa_tree.export import json as plain
+from medusa_tree.engines import FORMATS
+from medusa_tree.engines.export import export_tree
 from medusa_tree.planning.budget import Budget
 from medusa_tree.planning.compare import published_tree
 from medusa_tree.planning.plan import plan
 
+medusa, tensorrt_llm, vllm, sglang, linear, eagle, hydra, plain = (
+    FORMATS[n] for n in ("medusa", "tensorrt-llm", "vllm", "sglang", "linear", "eagle", "hydra", "json")
+)
 UNIFORM = CandidateTree(((0,), (1,), (0, 0), (0, 1), (1, 0), (1, 1), (0, 0, 0), (0, 1, 0), (1, 0, 0), (1, 1, 0)))
 
 
@@ -22,12 +25,12 @@ def test_every_format_takes_the_published_list_or_says_why():
     tree = published_tree("mc_sim_7b_63")
     assert tree.nodes == 63
     refused = {"vllm": "same number of children", "linear": "63 nodes, 4 deep, is no chain"}
-    for name, export in FORMATS.items():
+    for name, engine in FORMATS.items():
         if name in refused:
             with pytest.raises(InputError, match=refused[name]):
-                export(tree)
+                engine.export(tree)
         else:
-            text, hint = export(tree)
+            text, hint = engine.export(tree)
             assert text
             assert hint
 

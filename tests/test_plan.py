@@ -446,7 +446,7 @@ def test_a_truncated_tree_file_is_named(tmp_path, text):
 def test_planning_needs_no_torch():
     """All that plan, compare, report, show, trace and export load, and every module marked NumPy only."""
     code = (
-        "import sys, medusa_tree.cli.finish, medusa_tree.cli.source, medusa_tree.export, medusa_tree.reports.page, medusa_tree.traces.tracefile;"
+        "import sys, medusa_tree.cli.finish, medusa_tree.cli.source, medusa_tree.engines.export, medusa_tree.reports.page, medusa_tree.traces.tracefile;"
         "import medusa_runtime.treefile, medusa_tree.search.refine; print([m for m in ('torch', 'transformers') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -24,7 +24,7 @@ def export(tree: Path, name: str, batch: int, context: int | None, nodes: int | 
     """Write TREE as the definition that another engine takes; refused where the engine could not run it."""
     from medusa_runtime.files import write_beside
     from medusa_runtime.treefile import read_tree
-    from medusa_tree.export import export_tree
+    from medusa_tree.engines.export import export_tree
 
     contents = read_tree(tree)
     text, hint = export_tree(contents, name, batch, nodes, context)

@@ -20,7 +20,9 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64)  # asked of a device model where none are nam
 @click.option("--max-memory", help="What decoding may hold, e.g. 24GB.  [default: none; modelled: the device's]")
 @click.option("--batch", type=click.IntRange(min=1), multiple=True, help="Batch to plan for; repeat for several.")
 @click.option("--context", type=click.IntRange(min=1), multiple=True, help="Tokens in the cache; repeat for several.")
-@click.option("--engine", help="Plan within what an engine accepts: vllm, tensorrt-llm, medusa, sglang, linear.")
+@click.option(
+    "--engine", help="Plan within what an engine accepts: vllm, tensorrt-llm, medusa, sglang, linear, eagle, hydra."
+)
 @click.option("--estimator", default="visited", show_default=True, help="Of path frequencies: visited, joint, product.")
 @click.option("--swaps", is_flag=True, help="Try single-node swaps on each chosen tree: slower, worth 1% at best.")
 @latency_options

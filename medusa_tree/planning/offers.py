@@ -12,7 +12,7 @@ import numpy.typing as npt
 from medusa_runtime.errors import InputError
 from medusa_runtime.tree import CandidateTree, Path
 
-from ..engines import engine as find_engine
+from ..engines import find_family
 from ..search.cover import Cover, cover, optimum_bound
 from ..search.order import ENOUGH, Expand, choose_kappa, joint_frequencies, order_for_every_depth, product_frequencies
 from ..search.refine import visited_tree
@@ -142,7 +142,7 @@ def engine_offers(
 ) -> Offers:
     """The best trees within what an engine accepts."""
     fit, held = fit.sample(ENOUGH), held.sample(ENOUGH)
-    made = find_engine(name).trees(estimator.expand, fit, sizes.tolist(), depths)
+    made = find_family(name)(estimator.expand, fit, sizes.tolist(), depths)
     trees = [m.tree for m in made]
 
     def lengths(trace: RankTrace) -> npt.NDArray[np.float64]:

@@ -1,30 +1,12 @@
-"""Tree definitions for other engines: one engine a file, and the registry of them all.
-
-An engine's file has one function, tree -> (text, hint), which raises InputError where the engine could not run
-the tree, with the reason and the mend. The hint is a line for people: where the text goes.
-"""
+"""A planned tree in an engine's own form: which operating point or size, and what was planned for that engine."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from json import dumps as json_text
 
 from medusa_runtime.errors import InputError
 from medusa_runtime.tree import CandidateTree
 from medusa_runtime.treefile import TreeFile
 
-from . import eagle, hydra, json, linear, medusa, sglang, tensorrt_llm, vllm
-
-FORMATS: dict[str, Callable[[CandidateTree], tuple[str, str]]] = {
-    "medusa": medusa.export,
-    "tensorrt-llm": tensorrt_llm.export,
-    "vllm": vllm.export,
-    "sglang": sglang.export,
-    "linear": linear.export,
-    "eagle": eagle.export,
-    "hydra": hydra.export,
-    "json": json.export,
-}
+from . import find_format
 
 
 def export_tree(
@@ -35,17 +17,15 @@ def export_tree(
     Raises:
         InputError: an unknown format, a tree the engine cannot take, or no tree to export.
     """
-    if name not in FORMATS:
-        raise InputError(f"--format {name!r} is not known; formats: {', '.join(FORMATS)}")
+    engine = find_format(name)
     point = contents.point(batch, context)
     tree = contents.tree_of(point) if nodes is None else _best_of(contents, nodes)
     if tree.nodes == 0:
         raise InputError(
             f"at batch {batch} plain decoding is fastest, so there is no tree to export; --nodes N exports the best of N nodes"
         )
-    text, hint = FORMATS[name](tree)
-    made_for = contents.provenance.get("plan", {}).get("engine")
-    return (json_text(point.engine), hint) if name == made_for == "sglang" and nodes is None else (text, hint)
+    planned_here = nodes is None and contents.provenance.get("plan", {}).get("engine") == name
+    return engine.export(tree, point.engine if planned_here else None)
 
 
 def _best_of(contents: TreeFile, nodes: int) -> CandidateTree:
