@@ -1,7 +1,6 @@
 """One of the processes that test_big_models starts: decodes with the model's layers split over all of them."""
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from conftest import BUSHY, random_prompts, tiny_heads, tiny_model
 from transformers import AutoModelForCausalLM
 
 from medusa_runtime import MedusaHeads, MedusaModel
+from medusa_runtime.processes import process_group
 
 
 def main(folder: str, told: str) -> None:
@@ -21,9 +21,8 @@ def main(folder: str, told: str) -> None:
         model = MedusaModel(base, heads, name="split llama")
         texts[name] = model.generate(prompts, tree=BUSHY, max_new_tokens=16, eos_token_id=[]).tokens
     (Path(told) / f"rank{torch.distributed.get_rank()}.json").write_text(json.dumps({"rows": split, **texts}))
-    torch.distributed.barrier()
-    os._exit(0)  # all is written; taking gloo down while the other process goes down, too, may abort either
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    with process_group():
+        main(*sys.argv[1:])

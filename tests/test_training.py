@@ -301,19 +301,25 @@ def test_a_killed_run_goes_on_along_the_same_loss_curve(tmp_path, recipe):
 SCRIPT = """
 import sys, torch
 sys.path.insert(0, {tests!r})
+from pathlib import Path
 from accelerate import PartialState
-state = PartialState(cpu=True)
 from test_training import some_rows, training_model
+from medusa_runtime.processes import process_group
 from medusa_tree.training.recipe import Recipe
 from medusa_tree.training.trainer import fit
-from pathlib import Path
-recipe = Recipe(name="medusa-2", heads_first=0.0, lora_rank=0, max_steps=2, batch_size=8 // state.num_processes, learning_rate=0.01)
-torch.manual_seed(0)
-model = training_model(recipe)
-log = fit(model, recipe, some_rows(16), some_rows(5, seed=1), Path({out!r}), 0, use_cpu=True, logging_steps=1,
-          train_sampling_strategy="sequential", eval_strategy="no", save_strategy="no")
-if state.is_main_process:
-    torch.save({{"log": [e for e in log if "loss" in e], "state": dict(model.state_dict())}}, {out!r} + "/result.pt")
+
+def main():
+    state = PartialState(cpu=True)
+    recipe = Recipe(name="medusa-2", heads_first=0.0, lora_rank=0, max_steps=2, batch_size=8 // state.num_processes, learning_rate=0.01)
+    torch.manual_seed(0)
+    model = training_model(recipe)
+    log = fit(model, recipe, some_rows(16), some_rows(5, seed=1), Path({out!r}), 0, use_cpu=True, logging_steps=1,
+              train_sampling_strategy="sequential", eval_strategy="no", save_strategy="no")
+    if state.is_main_process:
+        torch.save({{"log": [e for e in log if "loss" in e], "state": dict(model.state_dict())}}, {out!r} + "/result.pt")
+
+with process_group():
+    main()
 """
 
 

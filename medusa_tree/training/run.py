@@ -20,6 +20,7 @@ from medusa_runtime.files import write_beside
 from medusa_runtime.heads.checkpoint import FORMATS, save_full, save_heads
 from medusa_runtime.heads.heads import MedusaHeads
 from medusa_runtime.model import MedusaModel
+from medusa_runtime.processes import process_group
 
 from ..profiling.corpus import read_corpus, read_text
 from ..progress import Report, unseen
@@ -95,8 +96,16 @@ def run(job: Run, report: Report = unseen) -> Outcome | None:
     Raises:
         InputError: names the file, line or option that is wrong; see the parts.
     """
+    with process_group():
+        state = PartialState(cpu=job.device is not None and job.device.startswith("cpu"))
+        try:
+            return _run(job, state, report)
+        finally:
+            PartialState._reset_state()  # it is one for all, and knows a group that will be gone
+
+
+def _run(job: Run, state: PartialState, report: Report) -> Outcome | None:
     begin = time.monotonic()
-    state = PartialState(cpu=job.device is not None and job.device.startswith("cpu"))
     check_device(job.device, state.device)
     work = job.output / WORK
     _claim(job, work, state)
