@@ -12,11 +12,12 @@ from matplotlib.image import imread
 from test_cli import run
 from test_plan import calibration, modelled
 
+from medusa_runtime.tree import CandidateTree
 from medusa_runtime.treefile import read_tree, write_tree
 from medusa_tree.planning.budget import Budget
 from medusa_tree.planning.plan import plan
-from medusa_tree.reports.charts import Series, chart, tree_chart
-from medusa_tree.reports.page import write_page
+from medusa_tree.reports.charts import Chart, Series, tree_chart, tree_rows
+from medusa_tree.reports.page import templates, write_page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SECTIONS = (
@@ -52,10 +53,15 @@ def test_every_section_is_there_and_nothing_is_loaded_from_elsewhere(tmp_path):
 
 
 def test_names_are_escaped(tmp_path):
-    bad = replace(calibration(), provenance={"model": {"name": "<script>alert(1)</script>", "a<b": '"&'}})
+    made_of = {
+        "model": {"name": "<script>alert(1)</script>", "a<b": '"&'},
+        "corpus": {"name": "<script>alert(2)</script>"},
+    }
+    bad = replace(calibration(), provenance=made_of)
     html, _ = page(tmp_path / "r.html", bad)
     assert "<script" not in html
     assert "&lt;script&gt;alert(1)" in html
+    assert "&lt;script&gt;alert(2)" in html
     assert "a&lt;b" in html
 
 
@@ -115,16 +121,21 @@ def test_bad_input_ends_with_a_message(tmp_path):
 
 
 def test_figures_stay_inside_their_frame():
-    svg = chart([Series("a", [0, 1, 700], [1, 2, 3.7], 0)], [], "t", "y", floor=1)
+    draw = templates().get_template("charts.html").module
+    svg = draw.chart(Chart([Series("a", [0, 1, 700], [1, 2, 3.7], 0)], [], "t", "y", floor=1))
     points = [tuple(map(float, p.split(","))) for p in re.search(r'points="([^"]+)"', svg)[1].split()]
     assert all(52 <= x <= 416 and 14 <= y <= 256 for x, y in points)
     assert points == sorted(points)
-    from medusa_runtime import CandidateTree
-
     tree = CandidateTree(((0,), (1,), (0, 0), (0, 3), (1, 0), (0, 3, 0)))
-    svg = tree_chart(tree, [0.5, 0.2, 0.3, 0.1, 0.1, 0.05], "t")
+    svg = draw.tree(tree_chart(tree, [0.5, 0.2, 0.3, 0.1, 0.1, 0.05], "t"))
     spots = set(re.findall(r'class="node" cx="(\d+)" cy="([\d.]+)"', svg))
     assert len(spots) == tree.nodes + 1, "no two nodes in one place"
+
+
+def test_a_trees_rows_follow_rank_not_the_order_of_its_nodes():
+    # best guess on top: (0,), (1, 0), (1, 1), (1, 2, 0); a parent is midway between its first and last child
+    tree = CandidateTree(((1,), (0,), (1, 2), (1, 0), (1, 1), (1, 2, 0)))
+    assert tree_rows(tree) == [2, 3, 1, 4, 2, 3, 4]
 
 
 def browse(folder, *args):

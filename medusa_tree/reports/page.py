@@ -1,30 +1,64 @@
-"""The report page: one self-contained HTML file that says what was measured, what is predicted and where it comes from."""
+"""The report page: one self-contained HTML file that says what was measured, what is predicted and where it comes from.
+
+Here are the figures and words that it shows; page.html, with macros.html and charts.html, puts them into HTML, and page.css
+gives them their look.
+"""
 
 from __future__ import annotations
 
-from html import escape
-from importlib.resources import files as packaged
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from medusa_runtime.errors import InputError
 from medusa_runtime.files import write_beside
 from medusa_runtime.tree import CandidateTree
-from medusa_runtime.treefile import Estimate, TreeFile
+from medusa_runtime.treefile import Estimate, OperatingPoint, TreeFile
 
 from ..planning.budget import Budget
 from ..planning.calibration import Calibration
 from ..planning.notes import notes
 from ..planning.plan import Plan, plan
 from ..traces.trace import head_accuracy, top_k_interval
-from .charts import percent, tree_chart
+from .charts import TreeChart, percent, tree_chart
 from .figures import figures
-from .markup import acceptance, pair, plus_minus, said, section, table
 from .tables import RANKS_DRAWN, path_frequencies, tops
 
 LARGEST_DRAWN = 64  # nodes
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Head accuracy: ``by_rank`` shares (heads, ranks drawn), and ``top`` in per cent (heads, tops), with its intervals
+    where the trace is at hand."""
+
+    by_rank: list[list[float]]
+    tops: list[str]
+    top: list[list[Estimate]]
+
+
+@dataclass(frozen=True)
+class DrawnTree:
+    """An operating point's tree, of whose ``nodes`` only ``drawn`` are in the chart."""
+
+    point: OperatingPoint
+    nodes: int
+    drawn: int
+    chart: TreeChart
+
+
+def templates() -> Environment:
+    """The templates beside this file. Whatever they are given is escaped; what they are not given is an error."""
+    found = Environment(
+        loader=PackageLoader("medusa_tree.reports", ""), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    found.filters.update(number=format, percent=percent, bounds=_bounds)
+    return found
 
 
 def replan(contents: TreeFile, calibration: Calibration) -> Plan:
@@ -60,16 +94,13 @@ def write_page(path: Path, contents: TreeFile, calibration: Calibration | None) 
                 "Planning again from this calibration gives another tree or other times: it is not the one that this tree.json was made from, or the file was edited. The curves are left out."
             )
             calibration = None
-    body = [_head(contents), *(f'<p class="note">{escape(w)}</p>' for w in warnings), _accuracy(contents, calibration)]
-    if calibration is not None and again is not None:
-        body += figures(contents, calibration, again)
-    body += [_tree(contents), _points(contents, calibration, again), _provenance(contents)]
-    style = packaged("medusa_tree.reports").joinpath("page.css").read_text("utf-8")
-    title = escape(_model_name(contents))
-    html = (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Candidate tree of {title}</title><style>{style}</style></head><body><main>{''.join(body)}</main></body></html>\n"
-    )
+    planned = None if calibration is None or again is None else (calibration, again)
+    html = templates().get_template("page.html").render(
+        contents=contents, name=_model_name(contents), about=_about(contents), warnings=warnings,
+        accuracy=_accuracy(contents, calibration), trace=calibration and calibration.trace,
+        figures=planned and figures(contents, *planned), tree=_tree(contents),
+        notes=planned and [line.strip() for line in notes(*planned)], provenance=list(_flat("", contents.provenance)),
+    )  # fmt: skip
     with write_beside(path) as beside:
         beside.write_text(html, "utf-8")
     return warnings
@@ -91,123 +122,46 @@ def _model_name(contents: TreeFile) -> str:
     return str(made.get("model", {}).get("name") or made.get("trace") or "a drafter")
 
 
-def _head(contents: TreeFile) -> str:
-    made, p = contents.provenance, contents.operating_points[0]
-    what = [
-        made.get("device"),
-        made.get("dtype"),
-        f"{contents.heads} heads",
-        str(contents.acceptance),
-        str(made.get("date", ""))[:10],
-    ]
-    kind = f"predicted with {said(p.latency)} latency"
-    if p.nodes:
-        lead = (
-            f"<strong>{p.nodes} nodes, depth {p.depth}</strong>: <strong>{p.acceptance_length.value:.2f} tokens a step</strong>, "
-            f"<strong>{p.speedup.value:.2f}x plain decoding</strong>, {kind}"
-        )
-    else:
-        lead = f"<strong>Plain decoding</strong> is fastest, {kind}"
-    return (
-        f"<header><h1>Candidate tree of {escape(_model_name(contents))}</h1>"
-        f'<p class="soft">{escape(" · ".join(str(w) for w in what if w))}</p>'
-        f'<p class="lead">{lead}, at batch {p.batch}, context {p.context:,}.</p></header>'
-    )
+def _about(contents: TreeFile) -> str:
+    made = contents.provenance
+    day = str(made.get("date", ""))[:10]
+    what = [made.get("device"), made.get("dtype"), f"{contents.heads} heads", contents.acceptance, day]
+    return " · ".join(str(w) for w in what if w)
 
 
-def _accuracy(contents: TreeFile, calibration: Calibration | None) -> str:
-    accuracy = np.array(contents.head_accuracy) if calibration is None else head_accuracy(calibration.trace)
-    shown = accuracy[:, :RANKS_DRAWN]
-    cells = "".join(
-        f'<tr><th scope="row">head {k + 1}</th>'
-        + "".join(f'<td style="--share:{60 * a:.0f}%">{percent(a)}</td>' for a in row)
-        + "</tr>"
-        for k, row in enumerate(shown)
-    )
-    head = "".join(f'<th scope="col">{i}</th>' for i in range(shown.shape[1]))
-    heat = (
-        f'<figure><div class="scroll"><table class="heat"><thead><tr><th scope="col">rank</th>{head}</tr></thead><tbody>{cells}</tbody></table></div>'
-        "<figcaption>% of positions at which the token that the model emits has this rank among the head's guesses; 0 is the first</figcaption></figure>"
-    )
+def _accuracy(contents: TreeFile, calibration: Calibration | None) -> Accuracy:
     known = tops(contents.candidates)
     if calibration is None:
-        rows = [
-            [f"head {h + 1}", *(f"{100 * accuracy[h, :k].sum():.1f}" for k in known)] for h in range(contents.heads)
-        ]
-        caption = "top-k accuracy, %"
+        by_rank = np.array(contents.head_accuracy)
+        found = [(t, t, t) for t in (by_rank[:, :k].sum(axis=1) for k in known)]
     else:
+        by_rank = head_accuracy(calibration.trace)
         found = [top_k_interval(calibration.trace, k) for k in known]
-        rows = [
-            [f"head {h + 1}", *(plus_minus(Estimate(*(100 * float(x[h]) for x in f)), ".1f") for f in found)]
-            for h in range(contents.heads)
-        ]
-        caption = f"top-k accuracy, %, ± half the 95% interval; {calibration.trace.positions:,} positions, {len(calibration.trace.lengths)} sequences"
-    return section("Head accuracy", pair(heat, table(["", *(f"top-{k}" for k in known)], rows, caption)))
+    top = [[Estimate(*(100 * float(x[h]) for x in f)) for f in found] for h in range(contents.heads)]
+    return Accuracy(by_rank[:, :RANKS_DRAWN].tolist(), [f"top-{k}" for k in known], top)
 
 
-def _tree(contents: TreeFile) -> str:
+def _tree(contents: TreeFile) -> DrawnTree | None:
+    """The tree of the first operating point that has one."""
     p = next((p for p in contents.operating_points if p.nodes), None)
     if p is None:
-        return section("The tree", "<p>Plain decoding is fastest at every load planned for: there is no tree.</p>")
+        return None
     tree = contents.tree_of(p)
-    frequency = path_frequencies(contents, tree)
-    drawn, cut = tree, ""
-    if tree.nodes > LARGEST_DRAWN:
-        drawn = CandidateTree(tree.paths[:LARGEST_DRAWN])
-        cut = f" Of its {tree.nodes} nodes the {LARGEST_DRAWN} most frequent are drawn."
-    figure = tree_chart(drawn, frequency, f"Candidate tree of {tree.nodes} nodes, {tree.depth} levels")
-    return section(
-        f"The tree for batch {p.batch}, context {p.context:,}",
-        f"<p>In a node its rank among the head's guesses, 0 the first; beside it how often decoding follows the path.{cut}</p>",
-        f'<div class="scroll"><figure>{figure}</figure></div>',
-    )
+    drawn = CandidateTree(tree.paths[:LARGEST_DRAWN])
+    title = f"Candidate tree of {tree.nodes} nodes, {tree.depth} levels"
+    return DrawnTree(p, tree.nodes, drawn.nodes, tree_chart(drawn, path_frequencies(contents, drawn), title))
 
 
-def _points(contents: TreeFile, calibration: Calibration | None, again: Plan | None) -> str:
-    rows = [
-        [
-            str(p.batch), f"{p.context:,}", str(p.nodes) if p.nodes else "plain", str(p.depth) if p.nodes else "",
-            acceptance(p), f"{p.step_latency_ms.value:.2f}",
-            f"{p.tokens_per_s.value:,.0f}", f"{p.speedup.value:.2f}x", said(p.latency),
-            escape(", ".join(x for x in (p.limit, "own order" if p.why_own else "", *(f"{k} {v}" for k, v in p.engine.items())) if x)),
-        ]
-        for p in contents.operating_points
-    ]  # fmt: skip
-    columns = [
-        "batch",
-        "context",
-        "nodes",
-        "depth",
-        "acceptance",
-        "step ms",
-        "tokens/s",
-        "speedup",
-        "latency",
-        "bound by, settings",
-    ]
-    lines = [] if calibration is None or again is None else notes(calibration, again)
-    listed = f'<ul class="notes">{"".join(f"<li>{escape(line.strip())}</li>" for line in lines)}</ul>' if lines else ""
-    return section(
-        "Operating points",
-        table(
-            columns,
-            rows,
-            "acceptance: tokens a step; the runtime picks the point for the batch and context it is given",
-        ),
-        listed,
-    )
+def _bounds(p: OperatingPoint) -> list[str]:
+    """What bounds an operating point's tree, and the engine's settings."""
+    settings = [f"{k} {v}" for k, v in p.engine.items()]
+    return [x for x in (p.limit, "own order" if p.why_own else "", *settings) if x]
 
 
-def _provenance(contents: TreeFile) -> str:
-    rows: list[tuple[str, str]] = []
-
-    def flatten(name: str, value: Any) -> None:
-        if isinstance(value, dict) and value:
-            for key, inner in value.items():
-                flatten(f"{name}, {key}" if name else str(key), inner)
-        elif value not in (None, {}, ""):
-            rows.append((name.replace("_", " "), str(value)))
-
-    flatten("", contents.provenance)
-    items = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in rows)
-    return section("Where it comes from", f"<dl>{items}</dl>")
+def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Nested provenance as (name, value) lines; what is empty is left out."""
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _flat(f"{name}, {key}" if name else str(key), inner)
+    elif value not in (None, {}, ""):
+        yield name.replace("_", " "), str(value)

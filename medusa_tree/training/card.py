@@ -83,12 +83,10 @@ def tables(figures: dict[str, Any]) -> list[Table]:
 
 def curves(log: list[dict[str, Any]], path: Path) -> None:
     """A PNG of two panels over the steps: each head's loss (and the backbone's), and its held-out top-1 accuracy."""
-    import matplotlib
+    from matplotlib.figure import Figure  # not pyplot, which looks for a screen
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
     names = sorted({k for entry in log for k in entry if k.startswith("head_")}, key=lambda k: int(k.split("_")[1]))
     for i, name in enumerate([*names, "backbone", "backbone_kl"]):
         points = [(e["step"], e[name]) for e in log if name in e]
@@ -108,4 +106,3 @@ def curves(log: list[dict[str, Any]], path: Path) -> None:
             axis.legend(frameon=False)
     with write_beside(path) as beside:
         figure.savefig(beside, dpi=130, format="png")
-    plt.close(figure)
