@@ -108,8 +108,16 @@ CONFIG = {
 
 
 @pytest.fixture(scope="module")
-def calibrated(made):
-    return made.with_name("tree.calibration.npz")
+def calibrated(made, tmp_path_factory):
+    """The calibration with step latencies that no other work on the machine can change: nodes are cheap, so that trees win."""
+    read = load_calibration(made.with_name("tree.calibration.npz"))
+    points = []
+    for p in read.grid.points:
+        seconds = 1e-3 * p.batch * (1 + 0.01 * p.nodes + 0.02 * p.depth)
+        points.append(replace(p, seconds=seconds, low=0.99 * seconds, high=1.01 * seconds))
+    path = tmp_path_factory.mktemp("calibrated") / "tree.calibration.npz"
+    save_calibration(path, replace(read, latency=replace(read.grid, points=tuple(points))))
+    return path
 
 
 def words(result):

@@ -78,21 +78,22 @@ def plan_plot(
 
 
 def tree_plot(contents: TreeFile, tree: CandidateTree, path: Path) -> None:
-    """A PNG of the tree: depth to the right, best guess on top, colour by path frequency."""
+    """A PNG of the tree, drawn with networkx: depth to the right, best guess on top, colour by path frequency."""
+    import networkx as nx
     from matplotlib.figure import Figure
 
     chart = tree_chart(tree, path_frequencies(contents, tree), f"{tree.nodes} nodes, depth {tree.depth}")
+    graph = nx.DiGraph()
+    graph.add_nodes_from(range(len(chart.nodes)))
+    graph.add_edges_from((n.parent, i) for i, n in enumerate(chart.nodes) if i)
     figure = Figure(figsize=(2.2 + 1.9 * tree.depth, max(2.5, 0.014 * chart.height + 0.7)), layout="constrained")
     axis = figure.subplots()
-    for n in chart.nodes:
-        parent = chart.nodes[n.parent]
-        axis.plot((parent.x, n.x), (parent.y, n.y), color="0.6", linewidth=1, zorder=1)
-        axis.annotate(
-            f"{n.name}\n{n.frequency:.2f}" if n.often else n.name, (n.x, n.y), ha="center", va="center", fontsize=7
-        )
-    x, y, frequency = zip(*((n.x, n.y, n.frequency) for n in chart.nodes), strict=True)
-    axis.scatter(x, y, 620, frequency, cmap="YlGnBu", vmin=0, vmax=1.4, edgecolors="0.4", zorder=2)
-    axis.invert_yaxis()
+    nx.draw_networkx(
+        graph, {i: (n.x, -n.y) for i, n in enumerate(chart.nodes)}, ax=axis,
+        labels={i: f"{n.name}\n{n.frequency:.2f}" if n.often else n.name for i, n in enumerate(chart.nodes)},
+        node_color=[n.frequency for n in chart.nodes], cmap="YlGnBu", vmin=0, vmax=1.4, node_size=620, font_size=7, edge_color="0.6",
+        arrows=False, edgecolors="0.4",
+    )  # fmt: skip
     axis.set_axis_off()
     axis.set_title(f"{chart.title}: rank, and how often decoding reaches it", fontsize=10, loc="left")
     with write_beside(path) as beside:
