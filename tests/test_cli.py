@@ -415,8 +415,11 @@ def test_plan_refuses_what_is_no_calibration(tmp_path):
 
 
 def test_an_interrupt_leaves_nothing_half_written(model, tmp_path):
-    """Ctrl-C in the middle of the profile."""
-    args = [*calibrate(model), "--max-new-tokens", "400", "-o", tmp_path / "t.json"]
+    """Ctrl-C in the middle of a profile that takes minutes, however late the signal comes."""
+    many = corpus(tmp_path, "many.txt", "\n".join(f"{3 + i % 40} {5 + i % 9}" for i in range(20_000)))
+    out = tmp_path / "out"
+    out.mkdir()
+    args = [*calibrate(model), "--corpus", many, "--max-new-tokens", "400", "-o", out / "t.json"]
     process = subprocess.Popen(
         [sys.executable, "-m", "medusa_tree", *map(str, args)],
         stderr=subprocess.PIPE,
@@ -434,7 +437,7 @@ def test_an_interrupt_leaves_nothing_half_written(model, tmp_path):
     assert process.wait(timeout=30) == 1
     assert "Aborted!" in rest
     assert "Traceback" not in rest
-    assert list(tmp_path.iterdir()) == []
+    assert list(out.iterdir()) == []
 
 
 def test_a_chat_corpus_goes_through_the_template(tmp_path):

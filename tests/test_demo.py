@@ -23,14 +23,6 @@ from medusa_tree.validation.validate import first_difference
 PROMPTS, NEW = 64, 128
 
 
-@pytest.fixture
-def both_cores():
-    """Batches of the demo are large enough to gain from a second thread."""
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def held_out_prompts(demo):
     texts = read_corpus(resolve_corpus("demo"))
@@ -50,27 +42,30 @@ def tree():
     return published_tree("mc_sim_7b_63").cut(24)
 
 
-def test_it_is_lossless_against_transformers(both_cores, demo, held_out_prompts, tree, trace):
-    """64 held-out prompts of 128 new tokens in float32, batch 1 and 4; and replay predicts every step of them."""
+@pytest.fixture(scope="module")
+def plain_text(held_out_prompts):
+    """transformers' own greedy text in float32, the end token repeated."""
     model, _ = resolve_model("demo", None)
     base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     width = max(map(len, held_out_prompts))
     ids = torch.tensor([[0] * (width - len(p)) + p for p in held_out_prompts])
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in held_out_prompts])
-    out = base.generate(ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False, pad_token_id=0)[
-        :, width:
-    ].tolist()
-    played = replay(tree, trace)
-    for batch in (1, 4):
-        tokens, steps = [], []
-        for i in range(0, PROMPTS, batch):
-            got = demo.generate(held_out_prompts[i : i + batch], tree=tree, max_new_tokens=NEW)
-            tokens += got.tokens
-            steps += map(len, got.emitted)
-        assert [
-            t + row[len(t) :] for t, row in zip(tokens, out, strict=True)
-        ] == out  # row goes on with padding after its end
-        assert steps == played.steps.tolist()
+    out = base.generate(ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False, pad_token_id=0)
+    return out[:, width:].tolist()
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_it_is_lossless_against_transformers(demo, held_out_prompts, tree, trace, plain_text, batch):
+    """64 held-out prompts of 128 new tokens in float32; and replay predicts every step of them."""
+    tokens, steps = [], []
+    for i in range(0, PROMPTS, batch):
+        got = demo.generate(held_out_prompts[i : i + batch], tree=tree, max_new_tokens=NEW)
+        tokens += got.tokens
+        steps += map(len, got.emitted)
+    assert [
+        t + row[len(t) :] for t, row in zip(tokens, plain_text, strict=True)
+    ] == plain_text  # a row goes on with padding after its end
+    assert steps == replay(tree, trace).steps.tolist()
 
 
 def test_the_heads_are_worth_having(trace, tree):
