@@ -137,12 +137,25 @@ def check_request(model: TreeModel, prompts: Sequence[Sequence[int]], tree: Cand
         )
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens is {max_new_tokens}; ask for at least 1")
-    longest = max(map(len, prompts), default=0)
-    if model.max_context is not None and longest + max_new_tokens > model.max_context:
+    check_context(model, prompts, max_new_tokens)
+    return max(map(len, prompts), default=0) + max_new_tokens + tree.nodes + 1
+
+
+def check_context(model: TreeModel, prompts: Sequence[Sequence[int]], new: int) -> None:
+    """InputError where prompts and ``new`` tokens behind each exceed the model's positions, or where its RoPE would change
+    on the way: keys that are cached by then, and other sequences of the batch, would be of the other frequencies."""
+    shortest, longest = (f(map(len, prompts), default=0) for f in (min, max))
+    if model.max_context is not None and longest + new > model.max_context:
         raise InputError(
-            f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the {model.max_context} positions of {model.name}; shorten either"
+            f"a prompt of {longest} tokens and {new} new ones exceed the {model.max_context} positions of {model.name}; shorten either"
         )
-    return longest + max_new_tokens + tree.nodes + 1
+    switch = model.rope_switch
+    if switch is not None and shortest <= switch < longest + new:
+        raise InputError(
+            f"prompts of {shortest} to {longest} tokens with {new} new ones lie on both sides of {switch} tokens, behind which "
+            f"{model.name} takes other RoPE frequencies (longrope); keep prompt and new tokens within {switch}, or take "
+            f"prompts that are all longer"
+        )
 
 
 def tree_for(tree: CandidateTree | TreeFile, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> CandidateTree:

@@ -8,12 +8,14 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from .acceptance.rules import Rule
 from .decode import Generation, generate
 from .errors import InputError, out_of_memory
 from .heads.checkpoint import is_heads_repository, load_heads, read_config
+from .heads.heads import MedusaHeads
+from .proof import prove
 from .tree import CandidateTree
 from .tree_model import TreeModel
 from .treefile import TreeFile
@@ -40,7 +42,22 @@ def pick_device(name: str | None) -> torch.device:
 
 
 class MedusaModel(TreeModel):
-    """A causal LM with tree attention and the heads that guess ahead of it; see :class:`TreeModel` for its arguments."""
+    """A causal LM with tree attention and the heads that guess ahead of it; see :class:`TreeModel` for its arguments.
+
+    Raises:
+        InputError: the heads do not fit, or the model is not run as transformers runs it (:mod:`medusa_runtime.proof`).
+    """
+
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        heads: MedusaHeads | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        name: str = "model",
+        heads_name: str = "heads",
+    ) -> None:
+        prove(base, name)
+        super().__init__(base, heads, tokenizer, name, heads_name)
 
     @classmethod
     def from_pretrained(

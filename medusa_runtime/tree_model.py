@@ -60,7 +60,7 @@ class TreeModel(nn.Module):
         self.tokenizer: Any = tokenizer
         self.name, self.heads_name = name, heads_name
         # The heads read what the output layer reads; catching it there holds for every architecture.
-        output.register_forward_pre_hook(self._catch_hidden)
+        self.catching = output.register_forward_pre_hook(self._catch_hidden)
         self._hidden: Tensor | None = None
         self.triton = attention.triton_serves(self.device)
         self.graphs = self.device.type == "cuda" and self._in_one_place()
@@ -94,6 +94,18 @@ class TreeModel(nn.Module):
         """Longest sequence the model's config allows, or None where it names none."""
         return getattr(self.base.config.get_text_config(), "max_position_embeddings", None)
 
+    @property
+    def rope_switch(self) -> int | None:
+        """The length behind which all of RoPE's frequencies are others (longrope), or None."""
+        config = self.base.config.get_text_config()
+        rope = getattr(config, "rope_parameters", None) or {}
+        lengths = [
+            r.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+            for r in (rope, *rope.values())
+            if isinstance(r, dict) and r.get("rope_type") == "longrope"
+        ]
+        return min(filter(None, lengths), default=None)
+
     def _in_one_place(self) -> bool:
         """Whether one device holds all weights whole: neither spread over devices, nor offloaded, nor split over processes."""
         weights = list(self.base.parameters())
@@ -126,7 +138,12 @@ class TreeModel(nn.Module):
         return TreeCache(layers, capacity, batch, self.device, static, self.fixed, self.triton)
 
     def forward(
-        self, tokens: Tensor, cache: TreeCache, context: AttentionContext, keep: Tensor | int = 0
+        self,
+        tokens: Tensor,
+        cache: TreeCache,
+        context: AttentionContext,
+        keep: Tensor | int = 0,
+        last: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """One pass over new tokens, whose keys and values go into the cache behind the accepted ones.
 
@@ -134,6 +151,8 @@ class TreeModel(nn.Module):
             tokens: (B, Q) int64, a tree's or, right-padded, prompts.
             context: of the cache's slots, and what each token may look at.
             keep: columns to compute logits for, an index tensor; 0 for all.
+            last: (B,) int64, the last position that each sequence's text will reach; by default the model's last. Nodes
+                beyond it count for nothing, and stand there, so that no pass uses a position that does not exist.
 
         Returns:
             hidden (B, kept, d), what the output layer read; logits (B, kept, V).
@@ -141,7 +160,12 @@ class TreeModel(nn.Module):
         if context.tree is None:
             depths = torch.arange(tokens.shape[1], device=tokens.device)
             return self._pass(tokens, context.slots.lengths[:, None] + depths, cache, context, keep)
-        return self._tree_pass(tokens, context.slots.lengths[:, None] + context.tree.depths, cache, context, keep)
+        positions = context.slots.lengths[:, None] + context.tree.depths
+        if last is not None:
+            positions = torch.minimum(positions, last[:, None])
+        if self.max_context is not None:
+            positions = positions.clamp(max=self.max_context - 1)
+        return self._tree_pass(tokens, positions, cache, context, keep)
 
     def _pass(
         self, tokens: Tensor, positions: Tensor, cache: TreeCache, context: AttentionContext, keep: Tensor | int
@@ -171,6 +195,8 @@ def check_architecture(base: PreTrainedModel, name: str) -> None:
             f"{name}: {type(base).__name__} does not route its attention through transformers' attention interface, "
             "so tree attention cannot reach it; use a model that does (Llama, Mistral, Qwen, Gemma, GPT-NeoX, ...)"
         )
+    if base.get_output_embeddings() is None:
+        raise InputError(f"{name}: {type(base).__name__} has no output layer that hidden states could be read at")
     kinds = set(getattr(base.config.get_text_config(), "layer_types", None) or ())
     if kinds - SUPPORTED_LAYERS:
         raise InputError(

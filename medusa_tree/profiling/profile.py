@@ -11,7 +11,7 @@ from torch import Tensor
 
 from medusa_runtime.acceptance.rules import GREEDY, Rule
 from medusa_runtime.buffers import TreeBuffers
-from medusa_runtime.decode import prefill, stop_tokens, unsound
+from medusa_runtime.decode import check_context, prefill, stop_tokens, unsound
 from medusa_runtime.errors import InputError
 from medusa_runtime.model import MedusaModel
 from medusa_runtime.step import State, propose, step
@@ -55,6 +55,7 @@ def profile(
         raise InputError(
             f"a prompt of {longest} tokens, {max_new_tokens} new ones and {ahead} looked ahead exceed the {model.max_context} positions of {model.name}"
         )
+    check_context(model, prompts, max_new_tokens + ahead)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # alike lengths share a batch: less padding
     ranks: list[npt.NDArray[np.int16] | None] = [None] * len(prompts)
     for first in range(0, len(order), batch_size):

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from medusa_runtime.errors import InputError, out_of_memory
 from medusa_runtime.heads.checkpoint import read_config
 from medusa_runtime.model import DTYPES, pick_device
-from medusa_runtime.tree_model import check_architecture
+from medusa_runtime.proof import prove
 
 
 def check_device(name: str | None, device: torch.device) -> None:
@@ -58,9 +58,9 @@ def load_backbone(
         base = AutoModelForCausalLM.from_pretrained(model, **settings)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise InputError(f"{model}: cannot be loaded as a causal LM with its tokenizer: {error}") from None
-    check_architecture(base, model)
-    if quantize:
-        return tokenizer, base
-    takes = f"{model} takes {base.get_memory_footprint() / 2**30:.2f} GiB (--quantize for less)"
-    with out_of_memory(takes, device):
-        return tokenizer, base.to(device)
+    if not quantize:
+        takes = f"{model} takes {base.get_memory_footprint() / 2**30:.2f} GiB (--quantize for less)"
+        with out_of_memory(takes, device):
+            base = base.to(device)
+    prove(base, model)
+    return tokenizer, base
