@@ -205,7 +205,7 @@ def stream(
     streams: Sequence[int] | None = None,
 ) -> Iterator[list[list[int]]]:
     """Decode, yielding after each step the tokens it added to each sequence (an empty list once it has ended); of a
-    whole tree.json with the operating point for these prompts.
+    whole tree.json with the operating point for these prompts. Requests from several threads take turns, a step each.
 
     Args:
         rule: how tokens are accepted; by default as the tree.json was calibrated, or greedily.
@@ -221,18 +221,21 @@ def stream(
     capacity = check_request(model, prompts, tree, max_new_tokens)
     stops = sorted(stop_tokens(model, eos_token_id))
     ahead = steps_ahead(model.device)
-    space = Workspace.take(model, len(prompts), capacity)
+    space = Workspace()
     try:
-        space.state = prefill(
-            model, prompts, whole_slots(model, capacity), False, rule, streams, max_new_tokens, stops, space.state
-        )
-        run = space.stepper(model, tree, rule, stops)
+        with model.turn:
+            space = Workspace.take(model, len(prompts), capacity)
+            space.state = prefill(
+                model, prompts, whole_slots(model, capacity), False, rule, streams, max_new_tokens, stops, space.state
+            )
+            run = space.stepper(model, tree, rule, stops)
         lengths, left = list(map(len, prompts)), [max_new_tokens] * len(prompts)
         flying: deque[Readback] = deque()
         while any(left):
             # A step adds a token to every sequence that goes on: no more are launched than may be needed.
             if len(flying) <= ahead and len(flying) < max(left):
-                flying.append(Readback(*run()))
+                with model.turn:
+                    flying.append(Readback(*run()))
                 continue
             tokens, emitted = flying.popleft().wait()
             added: list[list[int]] = []
@@ -249,7 +252,8 @@ def stream(
         space = Workspace()
         raise
     finally:
-        model.workspace = space if model.fixed else None
+        with model.turn:
+            model.workspace = space if model.fixed else None
 
 
 def generate(

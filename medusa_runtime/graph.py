@@ -67,7 +67,7 @@ class StepGraph:
             # cuBLAS keeps a workspace a stream, wherever it was first needed. The graph must have its own, in its own memory, and
             # leave none behind: another graph's end, or an eager step, would else free or write what this one still uses.
             torch._C._cuda_clearCublasWorkspaces()
-            with torch.cuda.graph(self.graph, pool=pool, stream=self.stream):
+            with torch.cuda.graph(self.graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
                 self.result = device_step(model, state, tree, rule)
             torch._C._cuda_clearCublasWorkspaces()
             self._restore(before)

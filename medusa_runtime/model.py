@@ -116,8 +116,9 @@ class MedusaModel(TreeModel):
         tree: CandidateTree | TreeFile | None = None,
         max_new_tokens: int = 128,
         eos_token_id: int | Sequence[int] | None = None,
-        attention_mask: Tensor | None = None,
+        attention_mask: Tensor | Sequence[Sequence[int]] | None = None,
         rule: Rule | None = None,
+        streams: Sequence[int] | None = None,
     ) -> Generation:
         """Decode with a candidate tree (None or empty: plainly). Greedily the text is that of plain greedy decoding, and when
         sampling that of plain sampling with the same seed; typical acceptance changes it (see :mod:`medusa_runtime.acceptance.rules`).
@@ -125,17 +126,28 @@ class MedusaModel(TreeModel):
         Args:
             input_ids: (B, S) token ids, or B lists of them of any lengths.
             tree: a tree, or a whole tree.json (:func:`read_tree`), of which the point for this batch and context is taken.
-            attention_mask: (B, S), 0 where ``input_ids`` is padding, on either side.
+            attention_mask: of the shape of ``input_ids``, 0 where that is padding, on either side.
             eos_token_id: ends a sequence; by default the model's own. Pass an empty list for none.
-            rule: how tokens are accepted; by default as the tree.json was calibrated, or greedily.
+            rule, streams: how tokens are accepted, and what is drawn for each sequence; see :func:`medusa_runtime.decode.stream`.
+
+        Raises:
+            InputError: a mask of another shape, and what :func:`medusa_runtime.decode.stream` raises.
         """
-        if isinstance(input_ids, Tensor):
-            rows = input_ids.tolist()
-            if attention_mask is not None:
-                rows = [
-                    [t for t, m in zip(r, k, strict=True) if m]
-                    for r, k in zip(rows, attention_mask.tolist(), strict=True)
-                ]
-        else:
-            rows = [list(row) for row in input_ids]
-        return generate(self, rows, CandidateTree() if tree is None else tree, max_new_tokens, eos_token_id, rule)
+        rows = _rows(input_ids)
+        if attention_mask is not None:
+            rows = _unpadded(rows, _rows(attention_mask))
+        empty = CandidateTree()
+        return generate(self, rows, empty if tree is None else tree, max_new_tokens, eos_token_id, rule, streams)
+
+
+def _rows(ids: Tensor | Sequence[Sequence[int]]) -> list[list[int]]:
+    return ids.tolist() if isinstance(ids, Tensor) else [list(map(int, row)) for row in ids]
+
+
+def _unpadded(rows: list[list[int]], mask: list[list[int]]) -> list[list[int]]:
+    """The tokens where the mask is not 0."""
+    if list(map(len, rows)) != list(map(len, mask)):
+        raise InputError(
+            f"attention_mask has rows of {list(map(len, mask))} entries, input_ids of {list(map(len, rows))}; give one for each token"
+        )
+    return [[t for t, m in zip(row, kept, strict=True) if m] for row, kept in zip(rows, mask, strict=True)]

@@ -56,7 +56,7 @@ def stand_in(monkeypatch) -> list[Tape]:
         return made[-1]
 
     @contextmanager
-    def capture(graph, pool=None, stream=None):
+    def capture(graph, pool=None, stream=None, capture_error_mode="global"):
         with graph:
             yield
 

@@ -1,5 +1,7 @@
 """The runtime against transformers' own greedy generate, on tiny models of several families."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -111,6 +113,29 @@ def test_padded_tensors_and_lists_are_the_same_prompts():
         model.generate(left, attention_mask=mask, tree=BUSHY, max_new_tokens=12).tokens
         == model.generate(prompts, tree=BUSHY, max_new_tokens=12).tokens
     )
+    assert (
+        model.generate(left.tolist(), attention_mask=mask.tolist(), tree=BUSHY, max_new_tokens=12).tokens
+        == model.generate(prompts, tree=BUSHY, max_new_tokens=12).tokens
+    )
+    with pytest.raises(InputError, match=r"attention_mask has rows of \[5\] entries, input_ids of \[5, 5\]"):
+        model.generate(left, attention_mask=mask[:1])
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_requests_from_several_threads_each_get_their_own_text(fixed, monkeypatch):
+    """Of different batches and lengths, so that their steps fall between one another's; one reader gives up on the way."""
+    model = tiny_model()
+    if fixed:  # as where steps are captured: the workspace goes from one request to the next
+        monkeypatch.setattr(type(model), "fixed", property(lambda self: True))
+    requests = [random_prompts(1 + i % 3, seed=i) for i in range(12)]
+    want = [model.generate(prompts, tree=BUSHY, max_new_tokens=24).tokens for prompts in requests]
+    next(stream(model, requests[0], BUSHY, 24))
+
+    def serve(prompts):
+        return model.generate(prompts, tree=BUSHY, max_new_tokens=24).tokens
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(serve, requests)) == want
 
 
 def test_heads_are_evaluated_once_a_sequence_a_step_and_only_those_the_tree_uses():
