@@ -335,6 +335,15 @@ def test_export_prints_or_writes(made, tmp_path):
     )
 
 
+def test_generate_shows_a_character_that_was_never_finished(monkeypatch):
+    """Half of one in the middle waits for the rest; at the end nothing more will come."""
+    monkeypatch.setattr(
+        "medusa_runtime.decode.stream", lambda *args, **kwargs: iter([[[163]], [[246, 99]], [[173, 254]]])
+    )
+    out = run("generate", "x", "--model", "demo", "--device", "cpu").stdout
+    assert out == "x日\ufffd\n"
+
+
 def test_generate_streams_the_same_text_with_and_without_a_tree(made, model):
     args = ("generate", "--model", model, "--heads", model / "heads", "--max-new-tokens", 20, "3 4 5")
     plain, tree = run(*args), run(*args, "--tree", made)
