@@ -54,8 +54,8 @@ def provenance(
 ) -> dict[str, Any]:
     """The provenance of tree.json; ``name``, ``heads`` and ``corpus`` as the user gave them."""
     return {
-        "model": {"name": name, "architecture": type(model.base).__name__, "weights": weight_digest(model.base)},
-        "heads": {"name": heads, "count": model.num_heads, "weights": weight_digest(model.medusa_heads)},
+        "model": {"name": name, "commit": model.commit, "architecture": type(model.base).__name__, "weights": weight_digest(model.base)},
+        "heads": {"name": heads, "commit": model.heads_commit, "count": model.num_heads, "weights": weight_digest(model.medusa_heads)},
         "corpus": {
             "name": corpus, "prompts": len(prompts), "digest": corpus_digest(list(prompts)), "held_out": held_out, "seed": seed,
             "max_new_tokens": max_new_tokens, "tokens": f"the model's own output: {rule}",
