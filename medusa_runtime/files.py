@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,14 +16,22 @@ from .errors import InputError
 def write_beside(path: Path) -> Iterator[Path]:
     """A path beside ``path`` to write to; renamed to ``path`` when all went well, removed when not.
 
+    It has the same name in a hidden folder of its own, so that writers side by side do not meet, and that a writer that looks at
+    the ending sees the right one. A new file gets the mode that any new file gets here, and one that was there keeps its own.
+
     Raises:
         InputError: the folder does not exist or cannot be written to.
     """
-    beside = path.with_name(f".{path.name}.tmp")
     try:
-        yield beside
-        os.replace(beside, path)
+        with tempfile.TemporaryDirectory(
+            dir=path.parent, prefix=f".{path.name[:32]}.", suffix=".tmp", ignore_cleanup_errors=True
+        ) as folder:
+            beside = Path(folder) / path.name
+            yield beside
+            if path.is_file():
+                shutil.copymode(path, beside)
+            os.replace(beside, path)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); make the folder or choose another") from None
-    finally:
-        beside.unlink(missing_ok=True)
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror or error}); make the folder or choose another"
+        ) from None

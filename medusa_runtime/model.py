@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from .acceptance.rules import Rule
 from .decode import Generation, generate
 from .errors import InputError, out_of_memory
-from .heads.checkpoint import is_heads_repository, load_heads, read_config
+from .heads.checkpoint import load_heads
+from .heads.config import HeadsConfig, checked, is_heads_repository, read_config
 from .heads.heads import MedusaHeads
+from .hub import CONFIG, Hub, Source
 from .proof import prove
 from .tree import CandidateTree
 from .tree_model import TreeModel
 from .treefile import TreeFile
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+UNLOADABLE = (  # what transformers raises at a config, weights or a tokenizer that it cannot make sense of
+    OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, ImportError, StrictDataclassError,
+)  # fmt: skip
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -41,6 +48,28 @@ def pick_device(name: str | None) -> torch.device:
     return device
 
 
+def load_base(source: Source, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The causal LM at ``source`` and its tokenizer, by transformers.
+
+    Args:
+        kwargs: for ``AutoModelForCausalLM.from_pretrained``; ``trust_remote_code`` counts for config and tokenizer, too.
+
+    Raises:
+        InputError: it is none, or cannot be loaded.
+    """
+    where, options = source.where, source.options()
+    theirs = {**options, "trust_remote_code": kwargs.get("trust_remote_code", False)}
+    try:
+        config = AutoConfig.from_pretrained(where, **theirs)
+        # An adapter beside the model is looked for by options of its own.
+        base = AutoModelForCausalLM.from_pretrained(
+            where, config=config, **{"adapter_kwargs": dict(options), **options, **kwargs}
+        )
+        return base, AutoTokenizer.from_pretrained(where, **theirs)
+    except UNLOADABLE as error:
+        raise InputError(f"{where}: cannot be loaded as a causal LM with its tokenizer: {error}") from None
+
+
 class MedusaModel(TreeModel):
     """A causal LM with tree attention and the heads that guess ahead of it; see :class:`TreeModel` for its arguments.
 
@@ -55,9 +84,11 @@ class MedusaModel(TreeModel):
         tokenizer: PreTrainedTokenizerBase | None = None,
         name: str = "model",
         heads_name: str = "heads",
+        commit: str | None = None,
+        heads_commit: str | None = None,
     ) -> None:
         prove(base, name)
-        super().__init__(base, heads, tokenizer, name, heads_name)
+        super().__init__(base, heads, tokenizer, name, heads_name, commit, heads_commit)
 
     @classmethod
     def from_pretrained(
@@ -69,6 +100,12 @@ class MedusaModel(TreeModel):
         device: str | None = None,
         trust_remote_code: bool = False,
         require_heads: bool = True,
+        revision: str | None = None,
+        heads_revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
         **kwargs: Any,
     ) -> Self:
         """Load a model and its heads.
@@ -80,35 +117,38 @@ class MedusaModel(TreeModel):
             dtype: "float32", "bfloat16", "float16" or a torch dtype; by default the checkpoint's own.
             device: e.g. "cpu", "cuda:0"; by default CUDA where there is one.
             require_heads: False loads a model without heads, for plain decoding.
+            revision: branch, tag or commit of ``model``'s repository; the base that a heads repository names is taken from its
+                main branch, so name it by ``model`` to choose.
+            heads_revision: branch, tag or commit of ``heads``' repository.
+            token, cache_dir, force_download, local_files_only: how the Hub is asked for both, see :class:`medusa_runtime.hub.Hub`.
             kwargs: passed on to ``AutoModelForCausalLM.from_pretrained``.
 
         Raises:
             InputError: nothing there, unreadable, or model and heads do not fit.
         """
-        where = str(model)
-        config = read_config(where)
-        heads_where = str(heads) if heads is not None else where
+        hub = Hub(revision, token, cache_dir, force_download, local_files_only)
+        source = Source.of(model, hub)
+        heads_source = source if heads is None else Source.of(heads, replace(hub, revision=heads_revision))
+        if heads is None and heads_revision is not None:
+            raise InputError(
+                f"--heads-revision {heads_revision}: is of the repository that --heads names; without it heads are looked for with the model, at its --revision"
+            )
+        config = read_config(source)
         if is_heads_repository(config):
-            heads_where, where = str(heads or where), str(config["base_model_name_or_path"])
-        loaded = load_heads(heads_where) if require_heads or heads is not None else None
+            named = checked(HeadsConfig, config, f"{source.where}: {CONFIG}").base_model_name_or_path
+            source = Source.of(named, replace(hub, revision=None))
+        loaded = load_heads(heads_source) if require_heads or heads is not None else None
         target = pick_device(device)
         if isinstance(dtype, str) and dtype not in DTYPES:
             raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
         torch_dtype = DTYPES[dtype] if isinstance(dtype, str) else dtype
-        try:
-            settings = AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
-            base = AutoModelForCausalLM.from_pretrained(
-                where, config=settings, dtype=torch_dtype or "auto", trust_remote_code=trust_remote_code, **kwargs
-            )
-            tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise InputError(f"{where}: cannot be loaded as a causal LM with its tokenizer: {error}") from None
+        base, tokenizer = load_base(source, dtype=torch_dtype or "auto", trust_remote_code=trust_remote_code, **kwargs)
         if getattr(base, "hf_device_map", None) is None and not kwargs.get("tp_plan"):
             size = sum(w.numel() * w.element_size() for w in base.parameters()) / 2**30
-            with out_of_memory(f"the weights of {where} take {size:.2f} GiB", target):
+            with out_of_memory(f"the weights of {source.where} take {size:.2f} GiB", target):
                 base = base.to(target)
-        with out_of_memory(f"the heads of {heads_where}", target):
-            return cls(base, loaded, tokenizer, name=where, heads_name=heads_where)
+        with out_of_memory(f"the heads of {heads_source.where}", target):
+            return cls(base, loaded, tokenizer, source.where, heads_source.where, source.commit, heads_source.commit)
 
     def generate(
         self,

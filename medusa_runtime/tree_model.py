@@ -27,6 +27,8 @@ class TreeModel(nn.Module):
         heads: Medusa heads for it, or None for plain decoding only.
         tokenizer: its tokenizer, or None.
         name, heads_name: where they came from, for reports.
+        commit, heads_commit: of the Hub repositories that they came from, by default the model's as transformers noted it;
+            None where it was a folder.
 
     Raises:
         InputError: the model has an attention of its own or layers of other kinds, or the heads do not fit it.
@@ -39,6 +41,8 @@ class TreeModel(nn.Module):
         tokenizer: PreTrainedTokenizerBase | None = None,
         name: str = "model",
         heads_name: str = "heads",
+        commit: str | None = None,
+        heads_commit: str | None = None,
     ) -> None:
         super().__init__()
         check_architecture(base, name)
@@ -60,6 +64,8 @@ class TreeModel(nn.Module):
         self.base = base.eval().requires_grad_(False)
         self.tokenizer: Any = tokenizer
         self.name, self.heads_name = name, heads_name
+        self.commit: str | None = commit or getattr(base.config, "_commit_hash", None)
+        self.heads_commit = heads_commit
         # The heads read what the output layer reads; catching it there holds for every architecture.
         self.catching = output.register_forward_pre_hook(self._catch_hidden)
         self._hidden: Tensor | None = None

@@ -38,6 +38,7 @@ def base():
     return tiny_base("llama")
 
 
+@pytest.mark.filterwarnings("ignore:FasterDecoding")
 @pytest.mark.parametrize("blocks", [1, 2])
 @pytest.mark.parametrize("kind", ["safetensors", "pt"])
 def test_a_heads_repository_round_trips(tmp_path, base, blocks, kind):
@@ -85,6 +86,7 @@ KINDS = {
 CARRIES = {"medusa": {"own"}, "pt": {"own"}, "tgi-v2": {"shared"}, "vllm": set(KINDS)}
 
 
+@pytest.mark.filterwarnings("ignore:FasterDecoding")
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_format_round_trips_bit_for_bit_or_says_what_it_cannot_carry(tmp_path, base, form, kind):
@@ -305,3 +307,275 @@ def test_devices_and_dtypes_that_are_not_there_are_named(tmp_path, base, kwargs,
     save_base(base, tmp_path)
     with pytest.raises(InputError, match=words):
         MedusaModel.from_pretrained(tmp_path, require_heads=False, **kwargs)
+
+
+def put(state, folder, config=None, name="medusa_lm_head.safetensors"):
+    """A file of heads as somebody else may have written it; the folder."""
+    folder.mkdir(exist_ok=True)
+    (torch.save if name.endswith(".pt") else save_file)(state, folder / name)
+    if config is not None:
+        (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+VLLM = {"model_type": "medusa", "vocab_size": 48}
+
+
+def with_one(key, value):
+    """A change that puts one odd number into one weight."""
+
+    def change(state):
+        state[key] = state[key].clone()
+        state[key].view(-1)[7] = value
+
+    return change
+
+
+@pytest.mark.parametrize("key", ["1.0.linear.weight", "0.0.linear.bias", "3.1.weight"])
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_weights_that_are_not_finite_are_named(tmp_path, base, key, number, dtype):
+    state = {k: v.to(dtype) for k, v in medusa_state(tiny_heads(base)).items()}
+    with_one(key, number)(state)
+    with pytest.raises(InputError, match=f"safetensors: {key} holds NaN or infinite numbers"):
+        load_heads(put(state, tmp_path))
+
+
+def test_a_vllm_file_that_is_not_finite_is_named(tmp_path, base):
+    state = vllm_state(tiny_heads(base))
+    with_one("lm_heads.2.weight", float("nan"))(state)
+    with pytest.raises(InputError, match=r"lm_heads\.2\.weight holds NaN"):
+        load_heads(put(state, tmp_path, VLLM, "model.safetensors"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_heads_of_any_floating_dtype_are_read_as_they_are(tmp_path, base, dtype):
+    heads = tiny_heads(base).to(dtype)
+    save_heads(heads, tmp_path, "b")
+    assert same(load_heads(str(tmp_path)), heads)
+    assert MedusaModel(base, load_heads(str(tmp_path))).heads.block_weight.dtype == torch.float32
+
+
+def test_heads_of_several_dtypes_are_read_in_the_widest(tmp_path, base):
+    heads = tiny_heads(base).bfloat16()
+    state = medusa_state(heads)
+    exact = torch.full((32,), 1 + 2**-20)
+    state["1.0.linear.bias"] = exact
+    read = load_heads(put(state, tmp_path))
+    assert torch.equal(read.block_bias[1, 0], exact)
+    assert torch.equal(read.output_weight, heads.output_weight.float())
+
+
+@pytest.mark.parametrize("name", ["medusa_lm_head.safetensors", "medusa_lm_head.pt"])
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (
+            torch.zeros(32, 32, dtype=torch.float8_e4m3fn),
+            "has dtype float8_e4m3fn; heads are read in float16, bfloat16",
+        ),
+        (torch.zeros(32, 32, dtype=torch.int8), "has dtype int8; heads are read in"),
+        (torch.zeros(0, 32), "is empty"),
+        (torch.zeros(32, 0), "is empty"),
+        (torch.zeros(()), r"has shape \(\), expected 2 axes"),
+        (torch.zeros(32), r"has shape \(32,\), expected 2 axes"),
+        (torch.zeros(1, 32, 32), r"has shape \(1, 32, 32\), expected 2 axes"),
+    ],
+)
+@pytest.mark.parametrize("key", ["0.0.linear.weight", "2.0.linear.weight"])
+def test_tensors_that_heads_cannot_compute_with_are_named(tmp_path, base, name, key, value, words):
+    state = {**medusa_state(tiny_heads(base)), key: value}
+    with pytest.raises(InputError, match=f"{name}: {key} {words}"):
+        load_heads(put(state, tmp_path, name=name))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ([torch.zeros(2)], "holds list, not a state dict"),
+        (torch.zeros(2), "holds Tensor, not a state dict"),
+        ({"state_dict": {"0.0.linear.weight": torch.zeros(2, 2)}}, "'state_dict' holds dict, not a tensor"),
+        ({"0.0.linear.weight": [1.0, 2.0]}, "'0.0.linear.weight' holds list, not a tensor"),
+        ({"epoch": 3, "0.0.linear.weight": torch.zeros(2, 2)}, "'epoch' holds int, not a tensor"),
+        ({0: torch.zeros(2, 2)}, "key 0 is no name"),
+        ({}, "not Medusa heads"),
+        ({"0.0.linear.weight": torch.zeros(2, 2).to_sparse()}, "expected 2 axes of plain numbers"),
+        ({"0.0.linear.weight": torch.empty(2, 2, device="meta")}, "expected 2 axes of plain numbers"),
+    ],
+)
+def test_pickles_of_other_things_are_named(tmp_path, content, words):
+    with pytest.raises(InputError, match=rf"medusa_lm_head\.pt: .*({words})"):
+        load_heads(put(content, tmp_path, name="medusa_lm_head.pt"))
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_damaged_pickle_never_ends_in_a_traceback(tmp_path, base):
+    path = tmp_path / "medusa_lm_head.pt"
+    torch.save(medusa_state(tiny_heads(base, heads=1)), path, _use_new_zipfile_serialization=False)
+    whole, refused = path.read_bytes(), 0
+    for at in range(0, 1200, 3):  # the part that says what is where
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x15]) + whole[at + 1 :])
+        try:
+            load_heads(str(tmp_path))
+        except InputError:
+            refused += 1
+    assert refused > 100
+
+
+@pytest.mark.parametrize("missing", ["lm_heads.0.weight", "lm_heads.2.weight"])
+def test_a_vllm_file_without_one_output_layer_names_it(tmp_path, base, missing):
+    state = vllm_state(tiny_heads(base))
+    state.pop(missing)
+    with pytest.raises(InputError, match=f'{missing} is missing, though there are 4 heads; .*"original_lm_head": true'):
+        load_heads(put(state, tmp_path, VLLM, "model.safetensors"))
+
+
+@pytest.mark.parametrize("missing", ["blocks.0.layers.0.bias", "blocks.3.layers.0.bias", "blocks.1.layers.0.weight"])
+def test_a_vllm_file_without_one_block_names_it(tmp_path, base, missing):
+    state = vllm_state(tiny_heads(base))
+    state.pop(missing)
+    with pytest.raises(InputError, match=f"{missing} is missing, though there are 4 heads of 1 block"):
+        load_heads(put(state, tmp_path, VLLM, "model.safetensors"))
+
+
+def test_biases_that_the_config_promises_must_be_there(tmp_path, base):
+    state = {key: value for key, value in vllm_state(tiny_heads(base)).items() if "bias" not in key}
+    assert not load_heads(put(state, tmp_path, VLLM, "model.safetensors")).block_bias.any()
+    with pytest.raises(InputError, match=r"blocks\.0\.layers\.0\.bias is missing"):
+        load_heads(put(state, tmp_path, {**VLLM, "medusa_fc_bias": True}, "model.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("token_map", "words"),
+    [
+        (torch.tensor([], dtype=torch.int64), r"token_map has shape \(0,\), expected \(tokens,\), at least one"),
+        (torch.tensor([[1, 2]]), r"token_map has shape \(1, 2\)"),
+        (torch.tensor([1, 48]), r"token_map names token 48 of 48 \(vocab_size\)"),
+        (torch.tensor([-1, 4]), "token_map names token -1 of 48"),
+        (torch.tensor([4, 2, 4]), "token_map names 3 tokens, only 2 of them distinct"),
+        (torch.tensor([4.0, 2.0]), "token_map has dtype float32, expected whole numbers"),
+        (torch.ones(48, dtype=torch.bool), "token_map has dtype bool, expected whole numbers"),
+    ],
+)
+@pytest.mark.parametrize("shared", [False, True])
+def test_token_maps_that_are_none_are_named(tmp_path, base, token_map, words, shared):
+    state = {**vllm_state(tiny_heads(base)), "token_map": token_map}
+    with pytest.raises(InputError, match=words):
+        load_heads(put(state, tmp_path, {**VLLM, "original_lm_head": shared}, "model.safetensors"))
+
+
+def test_a_token_map_of_any_whole_dtype_is_read_and_one_that_the_config_promises_must_be_there(tmp_path, base):
+    heads = reduced_heads(base)
+    config = {**VLLM, "truncated_vocab_size": 24}
+    for dtype in (torch.int32, torch.uint8):
+        state = {**vllm_state(heads), "token_map": heads.token_map.to(dtype)}
+        assert same(load_heads(put(state, tmp_path, config, "model.safetensors")), heads)
+    for other, words in (
+        ({**state, "token_map": state["token_map"][:20]}, "truncated_vocab_size 24 of 48, but token_map names 20"),
+        (
+            {k: v for k, v in state.items() if k != "token_map"},
+            "truncated_vocab_size 24 of 48, but token_map is missing",
+        ),
+    ):
+        with pytest.raises(InputError, match=words):
+            load_heads(put(other, tmp_path, config, "model.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("add", "words"),
+    [
+        ("0.3.linear.weight", "0.3.linear.weight is none of the keys of 4 heads of 1 block"),
+        ("9999.0.linear.weight", "4.0.linear.weight is missing, though there are 10000 heads"),
+        ("123456.0.linear.weight", "'123456.0.linear.weight' is not of the form"),
+    ],
+)
+def test_keys_that_belong_to_no_head_are_named(tmp_path, base, add, words):
+    state = {**medusa_state(tiny_heads(base)), add: torch.zeros(32, 32)}
+    with pytest.raises(InputError, match=words):
+        load_heads(put(state, tmp_path))
+
+
+def full_checkpoint(folder, base, heads, prefix):
+    """The backbone with its heads in shards of 20 kB; the index of what is where."""
+    save_base(base, folder)
+    own = {f"{prefix}{k}": v for k, v in medusa_state(heads).items()}
+    base.save_pretrained(
+        folder, state_dict={**{k: v.clone() for k, v in base.state_dict().items()}, **own}, max_shard_size="20KB"
+    )
+    return json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_a_full_checkpoint_by_modelopt_carries_its_heads(tmp_path, base, split):
+    heads = tiny_heads(base, heads=3)
+    full_checkpoint(tmp_path, base, heads, "medusa_heads.")
+    if not split:
+        base.save_pretrained(tmp_path / "whole")
+        state = load_file(tmp_path / "whole" / "model.safetensors")
+        state |= {f"medusa_heads.{k}": v for k, v in medusa_state(heads).items()}
+        save_file(state, tmp_path / "whole" / "model.safetensors", metadata={"format": "pt"})
+    assert same(load_heads(str(tmp_path if split else tmp_path / "whole")), heads)
+    model = MedusaModel.from_pretrained(tmp_path, device="cpu")
+    assert same(model.heads, heads)
+
+
+def test_a_heads_file_by_modelopt_is_read(tmp_path, base):
+    heads = tiny_heads(base)
+    state = {f"medusa_heads.{k}": v for k, v in medusa_state(heads).items()}
+    assert same(load_heads(put(state, tmp_path)), heads)
+
+
+@pytest.mark.parametrize("prefix", ["medusa_head.", "medusa_heads."])
+def test_a_shard_that_the_index_names_must_be_there_and_hold_what_it_says(tmp_path, base, prefix):
+    where = full_checkpoint(tmp_path, base, tiny_heads(base, heads=3), prefix)
+    shard = where[f"{prefix}2.1.weight"]
+    content = load_file(tmp_path / shard)
+    save_file({k: v for k, v in content.items() if k != f"{prefix}2.1.weight"}, tmp_path / shard)
+    with pytest.raises(
+        InputError, match=rf"{shard}: {prefix}2\.1\.weight is missing, though model.safetensors.index.json"
+    ):
+        load_heads(str(tmp_path))
+    (tmp_path / shard).unlink()
+    with pytest.raises(InputError, match=rf"model\.safetensors\.index\.json: names {shard}, which is not there"):
+        load_heads(str(tmp_path))
+
+
+def test_vllm_heads_in_shards_are_read_whole(tmp_path, base):
+    heads = tiny_heads(base)
+    save_heads(heads, tmp_path, "b", form="vllm")
+    state = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    parts = {"one.safetensors": sorted(state)[:5], "two.safetensors": sorted(state)[5:]}
+    for name, keys in parts.items():
+        save_file({k: state[k] for k in keys}, tmp_path / name)
+    index = {"weight_map": {key: name for name, keys in parts.items() for key in keys}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert same(load_heads(str(tmp_path)), heads)
+    (tmp_path / "two.safetensors").unlink()
+    with pytest.raises(InputError, match=r"names two\.safetensors, which is not there"):
+        load_heads(str(tmp_path))
+
+
+def test_two_blocks_are_run_as_they_stand_and_whoever_ties_them_is_told_of(tmp_path, base, recwarn):
+    """FasterDecoding's ``[ResBlock(d)] * 2`` is one block twice; its checkpoints hold it under both keys."""
+    torch.manual_seed(0)
+    block = torch.nn.Linear(32, 32)
+    theirs = torch.nn.Sequential(*[block] * 2, torch.nn.Linear(32, 48, bias=False))
+    state = {
+        f"0.{k.replace('.', '.linear.') if not k.startswith('2') else k}": v for k, v in theirs.state_dict().items()
+    }
+    assert list(state) == ["0.0.linear.weight", "0.0.linear.bias", "0.1.linear.weight", "0.1.linear.bias", "0.2.weight"]
+    tied = load_heads(put(state, tmp_path, name="medusa_lm_head.pt"))
+    x = torch.randn(3, 32)
+    y = x
+    for _ in range(2):
+        y = y + torch.nn.functional.silu(block(y))
+    torch.testing.assert_close(tied(x)[0], theirs[2](y))
+    save_heads(tied, tmp_path / "tied", "b")
+    assert len(recwarn) == 0, "they are the same there"
+    for form in ("medusa", "pt"):
+        with pytest.warns(UserWarning, match="FasterDecoding's own runtime ties the 2 blocks"):
+            save_heads(tiny_heads(base, blocks=2), tmp_path / form, "b", form=form)
+    save_heads(tiny_heads(base, blocks=2), tmp_path / "vllm", "b", form="vllm")
+    save_heads(tiny_heads(base), tmp_path / "one", "b")
+    assert not [w for w in recwarn if "FasterDecoding" in str(w.message)]

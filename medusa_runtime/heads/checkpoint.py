@@ -1,23 +1,20 @@
 """Read and write Medusa heads: which files a folder or Hub repository keeps them in.
 
 Read are a heads repository with ``medusa_lm_head.safetensors`` or ``medusa_lm_head.pt`` (FasterDecoding, TGI), one with
-vLLM's keys in ``model.safetensors``, and a full checkpoint that carries ``medusa_head.{k}...`` beside the backbone.
-What is inside them is the business of :mod:`medusa_runtime.heads.headformats`.
+vLLM's keys in ``model.safetensors``, and a full checkpoint that carries ``medusa_head.{k}...`` (ModelOpt: ``medusa_heads.``)
+beside the backbone. Where the files are is the business of :mod:`medusa_runtime.hub`, what is inside them that of
+:mod:`medusa_runtime.heads.headformats`.
 """
 
 from __future__ import annotations
 
 import json
 import pickle
-import re
-from collections.abc import Mapping
+import struct
+import warnings
 from pathlib import Path
-from typing import Any
 
-import httpx
 import torch
-from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -25,123 +22,98 @@ from transformers import PreTrainedModel
 
 from ..errors import InputError
 from ..files import write_beside
-from .headformats import PREFIX, heads_from_state, medusa_config, medusa_state, vllm_config, vllm_state
+from ..hub import CONFIG, Source
+from .config import HeadsConfig, ModelConfig, checked, is_heads_repository, read_config
+from .headformats import (
+    PREFIX,
+    PREFIXES,
+    heads_from_state,
+    medusa_config,
+    medusa_state,
+    ties_blocks,
+    vllm_config,
+    vllm_state,
+)
 from .heads import MedusaHeads
 
 SAFETENSORS, PICKLE = "medusa_lm_head.safetensors", "medusa_lm_head.pt"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
 FORMATS = ("medusa", "pt", "tgi-v2", "vllm")  # "pt" is medusa's as a pickle of plain tensors
+DAMAGED = (  # what torch.load and safetensors raise at a file whose bytes have changed
+    SafetensorError, OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError, struct.error,
+)  # fmt: skip
 
 
-def fetch(where: str, name: str) -> Path | None:
-    """The file ``name`` of a local folder or a Hub repository, downloaded if need be; None if it has none.
-
-    Raises:
-        InputError: ``where`` is neither a folder here nor a repository that the Hub could give.
-    """
-    if Path(where).is_dir():
-        path = Path(where) / name
-        return path if path.is_file() else None
-    if not REPOSITORY.fullmatch(where):
-        raise InputError(f"{where}: no such folder here, and no Hugging Face Hub id (owner/name); check the spelling")
-    cached = try_to_load_from_cache(where, name)
-    if isinstance(cached, str):
-        return Path(cached)
-    try:
-        get_hf_file_metadata(hf_hub_url(where, name))  # one question, no retries: a wrong name should not cost a minute
-        return Path(hf_hub_download(where, name))
-    except EntryNotFoundError:
-        return None
-    except (OSError, ValueError, httpx.HTTPError) as error:
-        if isinstance(try_to_load_from_cache(where, "config.json"), str):
-            return None  # offline, with the repository cached: what is not in the cache is not there
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"{where}: no such folder here, and the Hugging Face Hub did not give it ({reason}); check the spelling, the network and your access"
-        ) from None
-
-
-def read_config(where: str) -> dict[str, Any]:
-    """``config.json`` of a folder or Hub repository.
-
-    Raises:
-        InputError: it is missing or not a JSON object.
-    """
-    path = fetch(where, "config.json")
-    if path is None:
-        raise InputError(f"{where}: no config.json there; give the folder (or Hub id) of a saved model")
-    try:
-        config = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(config, dict):
-        raise InputError(f"{path}: holds {type(config).__name__}, not an object of settings")
-    return config
-
-
-def is_heads_repository(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json describes heads alone, with the base model elsewhere."""
-    vllm = config.get("model_type") == "medusa"
-    return "base_model_name_or_path" in config and (
-        vllm or ("medusa_num_heads" in config and "num_hidden_layers" not in config)
-    )
-
-
-def load_heads(where: str) -> MedusaHeads:
+def load_heads(where: str | Path | Source) -> MedusaHeads:
     """Medusa heads of a folder or Hub repository, on the CPU, in the dtype they were saved in.
 
     Safetensors are preferred; a ``.pt`` is read with ``weights_only=True``, so that nothing in it can run.
 
     Raises:
-        InputError: no heads there, an unreadable file, or keys and shapes that are not Medusa heads.
+        InputError: no heads there, an unreadable file, or keys, shapes and numbers that are not Medusa heads.
     """
-    path = fetch(where, SAFETENSORS) or fetch(where, PICKLE)
-    config_path = fetch(where, "config.json")
-    config = {} if config_path is None else read_config(where)
-    if path is None and config.get("model_type") == "medusa":
-        path = fetch(where, WEIGHTS)
+    source = where if isinstance(where, Source) else Source.of(where)
+    config_path = source.file(CONFIG)
+    config = {} if config_path is None else read_config(source)
+    path = source.file(SAFETENSORS) or source.file(PICKLE)
+    if path is None and config.get("model_type") != "medusa":
+        state = _from_shards(source, PREFIXES)
+        if not state:
+            raise InputError(
+                f"{source.where}: no Medusa heads there ({SAFETENSORS}, {PICKLE} or {PREFIX}* weights); name them with --heads"
+            )
+        return heads_from_state(state, source.where, checked(ModelConfig, config, str(config_path)))
+    alone = (
+        is_heads_repository(config) or config.get("model_type") == "medusa"
+    )  # else a model's config beside its heads
+    said = checked(HeadsConfig if alone else ModelConfig, config, str(config_path))
     if path is None:
-        return heads_from_state(_full_checkpoint_heads(where), where, config)
+        return heads_from_state(_from_shards(source, ("",)), source.where, said)
     try:
         safe = path.suffix == ".safetensors"
         state = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: cannot be read as tensors ({error}); download or save it again") from None
     except pickle.UnpicklingError:
         raise InputError(
             f"{path}: refused, it is damaged or holds more than plain tensors; save them as {SAFETENSORS}"
         ) from None
-    return heads_from_state(state, str(path), config)
+    except DAMAGED as error:
+        raise InputError(f"{path}: cannot be read as tensors ({error}); download or save it again") from None
+    return heads_from_state(state, str(path), said)
 
 
-def _full_checkpoint_heads(where: str) -> dict[str, Tensor]:
-    """The ``medusa_head.`` tensors of a full checkpoint, read from its shards without loading the rest."""
-    index = fetch(where, INDEX)
+def _from_shards(source: Source, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint whose keys begin so, read from its shards without loading the rest.
+
+    Raises:
+        InputError: an unreadable index or shard, or one that lacks what the index says.
+    """
+    index = source.file(INDEX)
+    shards: dict[str, set[str]] = {WEIGHTS: set()}  # file: the keys it must hold
     if index is not None:
+        shards = {}
         try:
-            weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
-            names = sorted({file for key, file in weight_map.items() if key.startswith(PREFIX)})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            for key, file in json.loads(index.read_text("utf-8"))["weight_map"].items():
+                if key.startswith(prefixes):
+                    shards.setdefault(str(Path(file)), set()).add(key)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"{index}: not an index of safetensors ({error}); download or save it again") from None
-    else:
-        names = [WEIGHTS]
-    state = {}
-    for name in names:
-        path = fetch(where, name)
-        if path is None:
+    state: dict[str, Tensor] = {}
+    for name, keys in shards.items():
+        path = source.file(name)
+        if path is None and not keys:
             continue
+        if path is None:
+            raise InputError(f"{index}: names {name}, which is not there; download all of the checkpoint's files")
         try:
             with safe_open(path, "pt") as file:
-                for key in file.keys():  # noqa: SIM118 (safe_open is no mapping)
-                    if key.startswith(PREFIX):
-                        state[key.removeprefix(PREFIX)] = file.get_tensor(key)
-        except SafetensorError as error:
+                held = set(file.keys())
+                state |= {key: file.get_tensor(key) for key in held if key.startswith(prefixes)}
+        except (SafetensorError, OSError) as error:
             raise InputError(f"{path}: cannot be read as safetensors ({error})") from None
-    if not state:
-        raise InputError(
-            f"{where}: no Medusa heads there ({SAFETENSORS}, {PICKLE} or {PREFIX}* weights); name them with --heads"
-        )
+        if keys - held:
+            raise InputError(
+                f"{path}: {min(keys - held)} is missing, though {INDEX} says it is there; download it again"
+            )
     return state
 
 
@@ -149,6 +121,8 @@ def save_heads(
     heads: MedusaHeads, folder: Path, base_model: str, form: str = "medusa", shared: Tensor | None = None
 ) -> None:
     """Write the heads and their ``config.json``; each is written beside and renamed.
+
+    Warns where FasterDecoding's own runtime would compute other heads from the file: see :mod:`.headformats`.
 
     Args:
         form: one of FORMATS.
@@ -170,6 +144,7 @@ def save_heads(
         state, config = vllm_state(heads, rows), vllm_config(heads, base_model)
     else:
         state, config = medusa_state(heads), medusa_config(heads, base_model)
+        _warn_of_blocks(heads)
     folder.mkdir(parents=True, exist_ok=True)
     name = {"vllm": WEIGHTS, "pt": PICKLE}.get(form, SAFETENSORS)
     with write_beside(folder / name) as beside:
@@ -189,6 +164,7 @@ def save_full(base: PreTrainedModel, heads: MedusaHeads, folder: Path) -> None:
     """
     if heads.token_map is None:
         state, said = medusa_state(heads), medusa_config(heads, "")
+        _warn_of_blocks(heads)
         base.config.update({k: said[k] for k in ("medusa_num_heads", "medusa_num_layers")})
     else:
         output = base.get_output_embeddings().weight
@@ -210,3 +186,12 @@ def save_full(base: PreTrainedModel, heads: MedusaHeads, folder: Path) -> None:
     table["weight_map"] |= {PREFIX + key: "model-heads.safetensors" for key in state}
     with write_beside(index) as beside:
         beside.write_text(json.dumps(table, indent=2) + "\n", "utf-8")
+
+
+def _warn_of_blocks(heads: MedusaHeads) -> None:
+    if not ties_blocks(heads):
+        warnings.warn(
+            f"FasterDecoding's own runtime ties the {heads.num_blocks} blocks of a head: it would run the last one over and over. TGI, "
+            "TensorRT-LLM and medusa-tree run them as they are, and so does vLLM from the vllm format",
+            stacklevel=3,
+        )

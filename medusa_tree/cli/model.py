@@ -21,6 +21,7 @@ class Placement:
     device: str | None
     dtype: str | None
     trust_remote_code: bool
+    revision: str | None
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class ModelSource(Placement):
 
     model: str
     heads: str | None
+    heads_revision: str | None
 
     def load(self, require_heads: bool = True) -> MedusaModel:
         """The model with its heads, transformers kept quiet."""
@@ -40,6 +42,7 @@ class ModelSource(Placement):
             model, heads = resolve_model(self.model, self.heads)
             return MedusaModel.from_pretrained(
                 model, heads, device=self.device, dtype=self.dtype, trust_remote_code=self.trust_remote_code, require_heads=require_heads,
+                revision=self.revision, heads_revision=self.heads_revision,
             )  # fmt: skip
 
 
@@ -57,6 +60,11 @@ PLACEMENT: tuple[Callable[[Command], Command], ...] = (
         "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="[default: the checkpoint's own]"
     ),
     click.option("--trust-remote-code", is_flag=True, help="Run the code that a Hub repository brings with its model."),
+    click.option("--revision", help="Branch, tag or commit of the model's Hub repository.  [default: main]"),
+)
+
+HEADS_REVISION = click.option(
+    "--heads-revision", help="Branch, tag or commit of the heads' Hub repository.  [default: main]"
 )
 
 placement_options = together(Placement, "placement", *PLACEMENT)
@@ -67,4 +75,5 @@ model_options = together(
     click.option("--model", required=True, help="Folder or Hub id of the model; 'demo' is the bundled one."),
     click.option("--heads", help="Folder or Hub id of its Medusa heads.  [default: with the model]"),
     *PLACEMENT,
+    HEADS_REVISION,
 )

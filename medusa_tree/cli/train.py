@@ -140,6 +140,7 @@ def train(
     """
     with stderr().status("Loading ..."):
         quiet_transformers()
+        from medusa_runtime.hub import Hub
         from medusa_tree.bundled import resolve_model
         from medusa_tree.training.recipe import Recipe
         from medusa_tree.training.run import Run, run
@@ -149,7 +150,7 @@ def train(
     where = str(Path(where).resolve()) if Path(where).is_dir() else where
     job = Run(
         where, data, output, how, answers.distillation() if self_distill else None, evaluation, held_out, form,
-        placement.device, placement.dtype, quantize, placement.trust_remote_code, resume, eval_prompts,
+        placement.device, placement.dtype, quantize, placement.trust_remote_code, resume, eval_prompts, hub=Hub(placement.revision),
     )  # fmt: skip
     try:
         with progress_bars() as report:

@@ -9,7 +9,7 @@ import click
 
 from .acceptance import with_seed
 from .common import FILE, progress_bars, stderr, stdout, warn_of_another_point
-from .model import ModelSource, Placement, placement_options
+from .model import HEADS_REVISION, ModelSource, Placement, placement_options
 
 
 @click.command()
@@ -27,10 +27,11 @@ from .model import ModelSource, Placement, placement_options
 @click.option("--corpus", help="Prompts.  [default: the held-out part of those it was made on]")
 @click.option("--seed", type=int, help="sample: draw another text than the one that was calibrated on.")
 @placement_options
+@HEADS_REVISION
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def validate(
     tree: Path, prompts: int, max_new_tokens: int | None, batch: int, context: int | None, model: str | None, heads: str | None, corpus: str | None,
-    seed: int | None, placement: Placement, as_json: bool,
+    seed: int | None, heads_revision: str | None, placement: Placement, as_json: bool,
 ) -> None:  # fmt: skip
     """Decode held-out prompts with TREE and plainly, by the rule that it was calibrated under, and compare text, acceptance
     length and speed with the plan."""
@@ -47,7 +48,7 @@ def validate(
     tokens = max_new_tokens or held.max_new_tokens
     if len(held.prompts) < prompts:
         stderr().print(f"[yellow]Only {len(held.prompts)} held-out prompts; all are used.[/yellow]")
-    loaded = _source(made, model, heads, placement, tree).load()
+    loaded = _source(made, model, heads, heads_revision, placement, tree).load()
     from medusa_tree.devices.measure import device_name
     from medusa_tree.profiling.calibrate import middle_context
     from medusa_tree.profiling.provenance import versions
@@ -80,16 +81,28 @@ def validate(
 
 
 def _source(
-    made: dict[str, Any], model: str | None, heads: str | None, placement: Placement, tree: Path
+    made: dict[str, Any],
+    model: str | None,
+    heads: str | None,
+    heads_revision: str | None,
+    placement: Placement,
+    tree: Path,
 ) -> ModelSource:
-    """The model named, or the one that the tree was made for, with its heads and in its dtype."""
+    """The model named, or the one that the tree was made for, at the commit it had then, with its heads and in its dtype."""
     from medusa_runtime.errors import InputError
 
     try:
-        known = made["model"]["name"], made["heads"]["name"], made["dtype"]
+        its_model, its_heads, its_dtype = made["model"], made["heads"], made["dtype"]
+        known = its_model["name"], its_heads["name"]
     except (KeyError, TypeError) as error:
         raise InputError(f'{tree}: field "provenance" lacks {error}; write the file again with calibrate') from None
+    named = heads or (None if model else known[1])
     return ModelSource(
-        placement.device, placement.dtype or known[2], placement.trust_remote_code, model or known[0],
-        heads or (None if model else known[1]),
-    )  # fmt: skip
+        model=model or known[0],
+        revision=placement.revision or (None if model else its_model.get("commit")),
+        heads=named,
+        heads_revision=heads_revision or (None if heads or named is None else its_heads.get("commit")),
+        device=placement.device,
+        dtype=placement.dtype or its_dtype,
+        trust_remote_code=placement.trust_remote_code,
+    )

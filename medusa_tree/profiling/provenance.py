@@ -46,8 +46,8 @@ def provenance(
     """The provenance of tree.json; ``names`` of model and heads as the user gave them."""
     name, heads = names
     return {
-        "model": {"name": name, "architecture": type(model.base).__name__, "weights": weight_digest(model.base)},
-        "heads": {"name": heads, "count": model.num_heads, "weights": weight_digest(model.medusa_heads)},
+        "model": {"name": name, "commit": model.commit, "architecture": type(model.base).__name__, "weights": weight_digest(model.base)},
+        "heads": {"name": heads, "commit": model.heads_commit, "count": model.num_heads, "weights": weight_digest(model.medusa_heads)},
         "corpus": {
             "name": profiling.corpus, "prompts": len(prompts), "digest": corpus_digest(list(prompts)), "held_out": profiling.held_out,
             "seed": profiling.seed, "max_new_tokens": profiling.max_new_tokens, "tokens": f"the model's own output: {profiling.rule}",

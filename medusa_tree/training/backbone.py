@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from medusa_runtime.errors import InputError, out_of_memory
-from medusa_runtime.heads.checkpoint import read_config
-from medusa_runtime.model import DTYPES, pick_device
+from medusa_runtime.heads.config import read_config
+from medusa_runtime.hub import DEFAULT, Hub, Source
+from medusa_runtime.model import DTYPES, load_base, pick_device
 from medusa_runtime.proof import prove
 
 
@@ -32,14 +33,20 @@ def check_device(name: str | None, device: torch.device) -> None:
 
 
 def load_backbone(
-    model: str, device: torch.device, dtype: str | None, quantize: str | None, trust_remote_code: bool
+    model: str,
+    device: torch.device,
+    dtype: str | None,
+    quantize: str | None,
+    trust_remote_code: bool,
+    hub: Hub = DEFAULT,
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     """Tokenizer and backbone on ``device``, in the dtype it was saved in or ``dtype``, or in 4 or 8 bits.
 
     Raises:
         InputError: not there, no causal LM, one that the runtime could not run with its heads, or too large.
     """
-    read_config(model)
+    source = Source.of(model, hub)
+    read_config(source)
     settings: dict[str, Any] = {
         "dtype": "auto" if dtype is None else DTYPES[dtype],
         "trust_remote_code": trust_remote_code,
@@ -53,11 +60,7 @@ def load_backbone(
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
         settings["device_map"] = {"": device}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
-        base = AutoModelForCausalLM.from_pretrained(model, **settings)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise InputError(f"{model}: cannot be loaded as a causal LM with its tokenizer: {error}") from None
+    base, tokenizer = load_base(source, **settings)
     if not quantize:
         takes = f"{model} takes {base.get_memory_footprint() / 2**30:.2f} GiB (--quantize for less)"
         with out_of_memory(takes, device):

@@ -21,7 +21,7 @@ def summary(job: Run, outcome: Outcome) -> dict[str, Any]:
     heads = outcome.heads
     weights = sum(p.numel() * p.element_size() for p in heads.parameters())
     return {
-        "model": job.model, "data": str(job.data), "recipe": job.recipe.to_json(), "self_distillation": None if job.distillation is None else asdict(job.distillation),
+        "model": job.model, "commit": outcome.commit, "data": str(job.data), "recipe": job.recipe.to_json(), "self_distillation": None if job.distillation is None else asdict(job.distillation),
         "rows": outcome.rows, "held_out_rows": outcome.held_out_rows, "held_out_prompts": outcome.held_out_prompts,
         "acceptance_length": [asdict(a) for a in outcome.acceptance],
         "before": _scores(outcome.before), "after": _scores(outcome.after), "head_bytes": weights,

@@ -19,6 +19,7 @@ from medusa_runtime.errors import InputError, out_of_memory
 from medusa_runtime.files import write_beside
 from medusa_runtime.heads.checkpoint import FORMATS, save_full, save_heads
 from medusa_runtime.heads.heads import MedusaHeads
+from medusa_runtime.hub import DEFAULT, Hub
 from medusa_runtime.model import MedusaModel
 from medusa_runtime.processes import process_group
 
@@ -54,6 +55,7 @@ class Run:
     data: training rows; where ``distillation`` is given prompts, or the answers that an earlier run left.
     evaluation: held-out rows, taken as they are, or None to hold out ``held_out`` of the documents.
     form: one of checkpoint.FORMATS, or None for the one that carries the heads most widely.
+    hub: how a backbone on the Hub is asked for: its revision, and more.
     """
 
     model: str
@@ -71,12 +73,13 @@ class Run:
     resume: bool = False
     eval_prompts: int = 64
     eval_new_tokens: int = 128
+    hub: Hub = DEFAULT
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What a run came to: the log of :func:`fit`, scores on held-out text before and after, replay acceptance, seconds and
-    bytes (the peak of the process, or of the GPU where there is one)."""
+    bytes (the peak of the process, or of the GPU where there is one), and the commit of the backbone's Hub repository, if any."""
 
     log: list[dict[str, Any]]
     before: Scores
@@ -88,6 +91,7 @@ class Outcome:
     seconds: float
     peak_bytes: int
     heads: MedusaHeads
+    commit: str | None
 
 
 def run(job: Run, report: Report = unseen) -> Outcome | None:
@@ -111,7 +115,7 @@ def _run(job: Run, state: PartialState, report: Report) -> Outcome | None:
     _claim(job, work, state)
     if job.quantize and job.recipe.full:
         raise InputError("--quantize: a quantised backbone cannot be trained in full; use --lora-rank or medusa-1")
-    tokenizer, base = load_backbone(job.model, state.device, job.dtype, job.quantize, job.trust_remote_code)
+    tokenizer, base = load_backbone(job.model, state.device, job.dtype, job.quantize, job.trust_remote_code, job.hub)
     form = check_form(job.form, job.recipe)
     saved_dtype = base.config.dtype or torch.float32
     places = getattr(base.config.get_text_config(), "max_position_embeddings", None)
@@ -182,7 +186,17 @@ def _run(job: Run, state: PartialState, report: Report) -> Outcome | None:
         else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     )
     return Outcome(
-        log, before, after, measured, len(rows), len(held), len(prompts), time.monotonic() - begin, peak, heads
+        log,
+        before,
+        after,
+        measured,
+        len(rows),
+        len(held),
+        len(prompts),
+        time.monotonic() - begin,
+        peak,
+        heads,
+        served.commit,
     )
 
 
@@ -208,7 +222,7 @@ def _claim(job: Run, work: Path, state: PartialState) -> None:
     """Take the output folder for this run, or go on with the one that stands in it."""
     files = {"data": job.data, "eval": job.evaluation}
     wanted = {
-        "model": job.model, "dtype": job.dtype, "quantize": job.quantize, "held_out": job.held_out, **job.recipe.to_json(),
+        "model": job.model, "revision": job.hub.revision, "dtype": job.dtype, "quantize": job.quantize, "held_out": job.held_out, **job.recipe.to_json(),
         **{name: path and str(path) for name, path in files.items()},
         **{f"{name}_sha256": path and hashlib.sha256(read_text(path).encode()).hexdigest() for name, path in files.items()},
     }  # fmt: skip
@@ -220,7 +234,9 @@ def _claim(job: Run, work: Path, state: PartialState) -> None:
                 f"-o {job.output}: a run was begun there; go on with it by --resume, or give another folder"
             )
         before = json.loads(path.read_text("utf-8"))
-        fixed = wanted if trained else ("model", "dtype", "quantize")  # whose answers; their settings stand beside them
+        fixed = (
+            wanted if trained else ("model", "revision", "dtype", "quantize")
+        )  # whose answers; their settings stand beside them
         other = [k for k in fixed if before.get(k) != wanted[k]]
         if other:
             raise InputError(
