@@ -38,34 +38,36 @@ def validate(
     from medusa_runtime.errors import InputError
     from medusa_runtime.treefile import read_tree
     from medusa_tree.bundled import resolve_corpus
+    from medusa_tree.origin import calibrated
     from medusa_tree.profiling.corpus import corpus_digest, hold_out, read_corpus, tokenize
 
     contents = read_tree(tree)
-    made, rule = contents.provenance, contents.acceptance
+    made, rule = calibrated(contents, str(tree)), contents.acceptance
+    source = made.corpus
     if seed is not None:
         if not isinstance(rule, Sampling):
             raise InputError(f"--seed {seed}: {tree} was calibrated under {rule.name} acceptance, which draws nothing")
         rule = replace(rule, seed=seed)
-    try:
-        name, heads_name, source = made["model"]["name"], made["heads"]["name"], made["corpus"]
-        tokens = max_new_tokens or source["max_new_tokens"]
-        texts = read_corpus(resolve_corpus(corpus or source["name"]))
-        streams = list(range(len(texts)))
-        if corpus is None:
-            texts = texts[: source["prompts"]]
-            if corpus_digest(texts) != source["digest"]:
-                raise InputError(
-                    f"{source['name']}: has changed since {tree} was made; calibrate again, or name prompts with --corpus"
-                )
-            # Prompt i keeps its stream, so that the same seed samples the text that was calibrated on.
-            streams = hold_out(texts, source["held_out"], source["seed"]).nonzero()[0].tolist()
-            texts = [texts[i] for i in streams]
-    except (KeyError, TypeError) as error:
-        raise InputError(f'{tree}: field "provenance" lacks {error}; write the file again with calibrate') from None
+    tokens = max_new_tokens or source.max_new_tokens
+    texts = read_corpus(resolve_corpus(corpus or source.name))
+    streams = list(range(len(texts)))
+    if corpus is None:
+        texts = texts[: source.prompts]
+        if corpus_digest(texts) != source.digest:
+            raise InputError(
+                f"{source.name}: has changed since {tree} was made; calibrate again, or name prompts with --corpus"
+            )
+        # Prompt i keeps its stream, so that the same seed samples the text that was calibrated on.
+        streams = hold_out(texts, source.held_out, source.seed).nonzero()[0].tolist()
+        texts = [texts[i] for i in streams]
     if len(texts) < prompts:
         stderr().print(f"[yellow]Only {len(texts)} held-out prompts; all are used.[/yellow]")
     loaded = load_model(
-        model or name, heads or (None if model else heads_name), device, dtype or made["dtype"], trust_remote_code
+        model or made.model.name,
+        heads or (None if model else made.heads.name),
+        device,
+        dtype or made.dtype,
+        trust_remote_code,
     )
     from medusa_tree.devices.measure import device_name
     from medusa_tree.profiling.provenance import versions
@@ -82,9 +84,9 @@ def validate(
             f"[yellow]Step latency is predicted for {point.context} tokens in the cache; with these prompts there are about {middle}.[/yellow]"
         )
     here = (device_name(loaded.device), str(loaded.dtype).removeprefix("torch."))
-    if here != (made["device"], made["dtype"]):
+    if here != (made.device, made.dtype):
         stderr().print(
-            f"[yellow]Predictions are for {made['device']}, {made['dtype']}; this is {here[0]}, {here[1]}.[/yellow]"
+            f"[yellow]Predictions are for {made.device}, {made.dtype}; this is {here[0]}, {here[1]}.[/yellow]"
         )
     with progress_bars() as bars:
         task = bars.add_task("Decoding, plainly and with tree", total=len(rows))

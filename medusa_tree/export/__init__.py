@@ -13,6 +13,7 @@ from medusa_runtime.errors import InputError
 from medusa_runtime.tree import CandidateTree
 from medusa_runtime.treefile import TreeFile
 
+from ..origin import origin
 from . import eagle, hydra, json, linear, medusa, sglang, tensorrt_llm, vllm
 
 FORMATS: dict[str, Callable[[CandidateTree], tuple[str, str]]] = {
@@ -44,18 +45,18 @@ def export_tree(
             f"at batch {batch} plain decoding is fastest, so there is no tree to export; --nodes N exports the best of N nodes"
         )
     text, hint = FORMATS[name](tree)
-    made_for = contents.provenance.get("plan", {}).get("engine")
+    made_for = origin(contents).plan.engine
     return (json_text(point.engine), hint) if name == made_for == "sglang" and nodes is None else (text, hint)
 
 
 def _best_of(contents: TreeFile, nodes: int) -> CandidateTree:
     """The first ``nodes`` paths, where these are the best tree of that size."""
-    made = contents.provenance.get("plan", {})
-    if made.get("engine"):
+    made = origin(contents).plan
+    if made.engine:
         raise InputError(
-            f"--nodes {nodes}: the file was planned within what {made['engine']} takes, and holds those trees only; plan with --max-nodes {nodes}"
+            f"--nodes {nodes}: the file was planned within what {made.engine} takes, and holds those trees only; plan with --max-nodes {nodes}"
         )
-    most = min(made.get("prefixes_to") or len(contents.paths), len(contents.paths))
+    most = min(made.prefixes_to or len(contents.paths), len(contents.paths))
     if nodes > most:
         raise InputError(
             f"--nodes {nodes}: the file has the best trees of up to {most} nodes; plan with --max-nodes {nodes}"
