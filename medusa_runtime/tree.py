@@ -15,23 +15,23 @@ import numpy.typing as npt
 from .errors import InputError
 
 Path = tuple[int, ...]
+LARGEST_RANK = 2**31 - 1
 
 
-def check_paths(paths: Iterable[Sequence[int]], where: str = "tree") -> tuple[Path, ...]:
+def check_paths(paths: Iterable[Sequence[int]]) -> tuple[Path, ...]:
     """The paths as tuples, each parent before its children.
 
     Args:
         paths: sequences of ranks (0 is a head's first guess), in any order that puts parents first.
-        where: what to call the source in an error, e.g. the file and field.
 
     Raises:
-        InputError: a path that is not a list of whole numbers, is empty, has a negative rank, stands
+        InputError: a path that is not a list of whole numbers, is empty, has a negative or far too large rank, stands
             twice, or comes without or before its parent.
     """
     seen: set[Path] = set()
     result: list[Path] = []
     for i, raw in enumerate(paths):
-        here = f"{where}: path {i}, {raw!r},"
+        here = f"path {i}, {raw!r},"
         if not isinstance(raw, (list, tuple)) or any(
             isinstance(r, bool) or not isinstance(r, (int, np.integer)) for r in raw
         ):
@@ -41,6 +41,8 @@ def check_paths(paths: Iterable[Sequence[int]], where: str = "tree") -> tuple[Pa
             raise InputError(f"{here} is empty; the root is implied, leave it out")
         if min(path) < 0:
             raise InputError(f"{here} has a negative rank; ranks count from 0")
+        if max(path) > LARGEST_RANK:
+            raise InputError(f"{here} has a rank above {LARGEST_RANK}; no head has as many candidates")
         if path in seen:
             raise InputError(f"{here} stands twice; remove one of the two")
         if len(path) > 1 and path[:-1] not in seen:

@@ -3,27 +3,48 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from math import log
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from .acceptance.rules import GREEDY, Rule, read_rule, rule_json
+from pydantic import AfterValidator, BeforeValidator, Field, Strict, ValidationInfo
+
+from .acceptance.rules import GREEDY, RuleJson, rule_json
 from .errors import InputError
 from .files import write_beside
+from .reading import Count, Number, Object, Share, Text, Whole, one_of, read_as, read_json, shown
 from .tree import CandidateTree, check_paths
 
 FORMAT, MAJOR, MINOR = "medusa-tree", 1, 2
+MEND = "write the file again with medusa-tree calibrate or plan"
+
+
+def _a_row_a_head(value: Any, info: ValidationInfo) -> Any:
+    heads, candidates = info.data.get("heads"), info.data.get("candidates")
+    rows = value if isinstance(value, list | tuple) else []
+    lengths = [len(row) if isinstance(row, list | tuple) else -1 for row in rows]
+    if None not in (heads, candidates) and (len(lengths) != heads or set(lengths) != {candidates}):
+        raise InputError(f"must be a list of {heads} rows, one a head, of {candidates} numbers each")
+    return value
+
+
+# check_paths and _check_point see to what the schema says here.
+Ordinal = Annotated[int, Strict(), Field(json_schema_extra={"minimum": 0})]
+Paths = Annotated[
+    tuple[Annotated[tuple[Ordinal, ...], Field(json_schema_extra={"minItems": 1})], ...],
+    AfterValidator(check_paths),
+    Field(json_schema_extra={"uniqueItems": True}),
+]
 
 
 @dataclass(frozen=True)
 class Estimate:
     """A predicted figure and its interval."""
 
-    value: float
-    low: float
-    high: float
+    value: Number
+    low: Number
+    high: Number
 
 
 @dataclass(frozen=True)
@@ -31,46 +52,66 @@ class OperatingPoint:
     """What to run at one batch and context, and what to expect of it.
 
     The tree is the first ``nodes`` paths no deeper than ``depth``, or the paths numbered in ``own`` where it needs an
-    order of its own, for the reason in ``why_own``; 0 nodes: plain decoding is fastest.
-    ``latency`` says where the times come from: "measured" or "modelled". ``limit`` names the bounds of the budget
-    without which another tree would be faster. ``engine`` holds the settings of the engine it was planned for.
+    order of its own; 0 nodes: plain decoding is fastest.
     """
 
-    batch: int
-    context: int
-    nodes: int
-    depth: int
-    acceptance_length: Estimate
+    batch: Whole
+    context: Annotated[Whole, Field(description="Tokens in the KV cache.")]
+    nodes: Count
+    depth: Count
+    acceptance_length: Annotated[Estimate, Field(description="Tokens a step, by replay on held-out sequences.")]
     step_latency_ms: Estimate
-    tokens_per_s: Estimate
-    speedup: Estimate
-    latency: str
-    limit: str = ""
-    own: tuple[int, ...] | None = None
-    why_own: str = ""
-    engine: dict[str, Any] = field(default_factory=dict, hash=False)
+    tokens_per_s: Annotated[Estimate, Field(description="Over the whole batch.")]
+    speedup: Annotated[Estimate, Field(description="Over plain decoding by the same runtime.")]
+    latency: Annotated[str, one_of("measured", "modelled"), Field(description="Where the times come from.")]
+    limit: Annotated[
+        Text, Field(description="Bounds of the budget without which another tree would be faster; empty: none.")
+    ] = ""
+    own: Annotated[
+        tuple[Ordinal, ...] | None,
+        Field(
+            description="Numbers of the point's paths, from 0, where it is no prefix of the order; null where it is.",
+            json_schema_extra={"uniqueItems": True},
+        ),
+    ] = None
+    why_own: Annotated[Text, Field(description="Why it is no prefix.")] = ""
+    engine: Annotated[Object, Field(description="Settings of the engine that it was planned for; empty: none.")] = (
+        field(default_factory=dict, hash=False)
+    )
 
 
 @dataclass(frozen=True)
 class TreeFile:
-    """The contents of tree.json.
+    """The contents of tree.json; the descriptions of the fields are those of the published schema, see :mod:`schema`."""
 
-    paths: in greedy order, so that every prefix is the best tree of its size, as far as it was planned and where no engine bounds it.
-    path_frequency: one a path, never rising.
-    heads, candidates: H and K of the profile that the tree was made from.
-    head_accuracy: (H, K), A[k, i].
-    provenance: model, heads, corpus, device, versions, date: what is needed to make it again.
-    acceptance: the rule that it was calibrated under; greedy in files older than 1.2.
-    """
-
-    paths: tuple[tuple[int, ...], ...]
-    path_frequency: tuple[float, ...]
-    heads: int
-    candidates: int
-    head_accuracy: tuple[tuple[float, ...], ...]
-    operating_points: tuple[OperatingPoint, ...]
-    provenance: dict[str, Any] = field(default_factory=dict)
-    acceptance: Rule = GREEDY
+    paths: Annotated[
+        Paths,
+        Field(
+            description="Nodes in greedy order, so that every prefix is the best tree of its size, as far as it was planned and where no "
+            "engine bounds it; each a list of ranks, one a head; 0 is a head's first guess. The root, the model's own next token, is implied."
+        ),
+    ]
+    path_frequency: Annotated[
+        tuple[Share, ...],
+        Field(
+            description="One a path: the estimated fraction of positions whose tokens follow it; never rising; under typical acceptance "
+            "what the node adds to the accepted length, where it may rise behind an ancestor taken for its sake."
+        ),
+    ]
+    heads: Annotated[Whole, Field(description="H, heads profiled.")]
+    candidates: Annotated[Whole, Field(description="K, candidates kept a head.")]
+    head_accuracy: Annotated[
+        tuple[tuple[Share, ...], ...],
+        BeforeValidator(_a_row_a_head),
+        Field(description="(H, K): the fraction of positions at which the emitted token has that rank at that head."),
+    ]
+    operating_points: Annotated[tuple[OperatingPoint, ...], Field(min_length=1)]
+    provenance: Annotated[
+        Object, Field(description="Model, heads, corpus, device, versions and date: what is needed to make it again.")
+    ] = field(default_factory=dict)
+    acceptance: Annotated[
+        RuleJson, Field(description="The rule under which it was calibrated; since 1.2, greedy where it is missing.")
+    ] = GREEDY
 
     def point(self, batch: int = 1, context: int | None = None) -> OperatingPoint:
         """The operating point of the batch and context, or of the nearest ones planned for, as ratios (3 is nearer to 4
@@ -112,98 +153,45 @@ def read_tree(path: Path | str) -> TreeFile:
 
     Raises:
         InputError: names the file, the field or path, and the mend: not there, not JSON or cut short, another
-            format or major version, a field that is missing or of a wrong type, a path without its parent,
-            a negative or too large rank, a duplicate path, a path deeper than the heads.
+            format or major version, a field that is missing, of a wrong type or out of range, a path without its
+            parent, a duplicate path, a path deeper than the heads, an operating point beyond the paths.
     """
     path = Path(path)
-    try:
-        data = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror}); make it with: medusa-tree calibrate -o {path}"
-        ) from None
-    except ValueError as error:
-        raise InputError(
-            f"{path}: not whole, valid JSON ({error}); was it cut short? Write it again with calibrate or plan"
-        ) from None
+    data = read_json(path, MEND)
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise InputError(f'{path}: field "format" is not "{FORMAT}"; this is no tree.json of medusa-tree')
-    version = str(data.get("version"))
-    if version.split(".")[0] != str(MAJOR):
+    version = data.get("version")
+    if not isinstance(version, str) or version.split(".")[0] != str(MAJOR):
         raise InputError(
-            f'{path}: field "version" is {version!r}, this medusa-tree reads {MAJOR}.x; update it, or plan the tree again'
+            f'{path}: field "version" is {shown(version)}, this medusa-tree reads {MAJOR}.x; update it, or plan the tree again'
         )
+    tree = read_as(TreeFile, data, str(path), MEND)
+    _check_ranks(tree, path)
+    for i, point in enumerate(tree.operating_points):
+        _check_point(point, tree, f'{path}: field "operating_points", entry {i}')
+    return tree
 
-    def get(name: str, check: Callable[[Any], bool], what: str) -> Any:
-        if name not in data:
-            raise InputError(f'{path}: field "{name}" is missing; write the file again with calibrate or plan')
-        if not check(data[name]):
-            raise InputError(f'{path}: field "{name}" must be {what}')
-        return data[name]
 
-    def whole(value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-    heads = get("heads", whole, "a whole number, 1 or more")
-    candidates = get("candidates", whole, "a whole number, 1 or more")
-    paths = check_paths(get("paths", lambda v: isinstance(v, list), "a list of paths"), f'{path}: field "paths"')
-    for i, p in enumerate(paths):
-        if max(p) >= candidates:
+def _check_ranks(tree: TreeFile, path: Path) -> None:
+    for i, p in enumerate(tree.paths):
+        if max(p) >= tree.candidates:
             raise InputError(
-                f'{path}: field "paths": path {i}, {list(p)}, uses rank {max(p)}, but only {candidates} candidates a head were profiled; drop it'
+                f'{path}: field "paths": path {i}, {list(p)}, uses rank {max(p)}, but only {tree.candidates} candidates a head were profiled; drop it'
             )
-        if len(p) > heads:
+        if len(p) > tree.heads:
             raise InputError(
-                f'{path}: field "paths": path {i}, {list(p)}, is {len(p)} deep, but there are {heads} heads; drop it'
+                f'{path}: field "paths": path {i}, {list(p)}, is {len(p)} deep, but there are {tree.heads} heads; drop it'
             )
-    frequency = get(
-        "path_frequency",
-        lambda v: isinstance(v, list) and len(v) == len(paths),
-        f"a list of {len(paths)} numbers, one a path",
-    )
-    accuracy = get(
-        "head_accuracy",
-        lambda v: isinstance(v, list) and len(v) == heads and all(isinstance(row, list) for row in v),
-        f"a list of {heads} rows, one a head",
-    )
-    provenance = data.get("provenance", {})
-    if not isinstance(provenance, dict):
-        raise InputError(f'{path}: field "provenance" must be an object')
-    points = get(
-        "operating_points", lambda v: isinstance(v, list) and len(v) > 0, "a list of at least one operating point"
-    )
-    return TreeFile(
-        paths, tuple(frequency), heads, candidates, tuple(map(tuple, accuracy)),
-        tuple(_read_point(p, i, path, len(paths), heads) for i, p in enumerate(points)), provenance,
-        read_rule(data.get("acceptance", {"rule": GREEDY.name}), f'{path}: field "acceptance"'),
-    )  # fmt: skip
+    if len(tree.path_frequency) != len(tree.paths):
+        raise InputError(f'{path}: field "path_frequency" must be a list of {len(tree.paths)} numbers, one a path')
 
 
-def _read_point(data: Any, i: int, path: Path, nodes: int, heads: int) -> OperatingPoint:
-    here = f'{path}: field "operating_points", entry {i}'
-    try:
-        estimates = {
-            k: Estimate(**data[k]) for k in ("acceptance_length", "step_latency_ms", "tokens_per_s", "speedup")
-        }
-        known = {f.name: data[f.name] for f in fields(OperatingPoint) if f.name in data}  # newer fields are let be
-        own = None if known.get("own") is None else tuple(known["own"])
-        point = OperatingPoint(**{**known, **estimates, "own": own})
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{here}: {error}; write the file again with calibrate or plan") from None
-    if not (
-        isinstance(point.nodes, int)
-        and 0 <= point.nodes <= nodes
-        and isinstance(point.depth, int)
-        and 0 <= point.depth <= heads
-    ):
+def _check_point(point: OperatingPoint, tree: TreeFile, here: str) -> None:
+    nodes = len(tree.paths)
+    if point.nodes > nodes or point.depth > tree.heads:
         raise InputError(
-            f"{here}: {point.nodes} nodes, depth {point.depth}, but the file has {nodes} paths and {heads} heads"
+            f"{here}: {point.nodes} nodes, depth {point.depth}, but the file has {nodes} paths and {tree.heads} heads"
         )
-    if point.own is not None and not (
-        all(isinstance(i, int) and 0 <= i < nodes for i in point.own) and len(set(point.own)) == point.nodes
-    ):
+    own = point.own
+    if own is not None and not (len(own) == len(set(own)) == point.nodes and all(0 <= i < nodes for i in own)):
         raise InputError(f'{here}: "own" must be {point.nodes} different numbers of paths, 0..{nodes - 1}')
-    for name in ("batch", "context"):
-        if not (isinstance(getattr(point, name), int) and getattr(point, name) >= 1):
-            raise InputError(f'{here}: "{name}" is {getattr(point, name)!r}; it must be a whole number, 1 or more')
-    return point

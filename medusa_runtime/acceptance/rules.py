@@ -4,21 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from math import inf
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BeforeValidator, Field
 
 from ..errors import InputError
+from ..reading import Integer, Number, Share, Whole, check_fields, read_as
 
-
-def _check(name: str, value: object, low: float, high: float, mend: str, closed: tuple[bool, bool]) -> None:
-    """Refuse what is no number between ``low`` and ``high``; ``closed`` says which ends belong to the range."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (number and low <= value <= high and (closed[0] or value > low) and (closed[1] or value < high)):  # type: ignore[operator]
-        raise InputError(f"{name} {value!r} is out of range; {mend}")
-
-
-def _check_temperature(value: float) -> None:
-    _check("temperature", value, 0, inf, "give 0 (greedy) or more, such as 0.7", (True, False))
+Temperature = Annotated[Number, Field(ge=0, description="Of the probabilities; 0 is greedy.")]
+Between = Annotated[Number, Field(gt=0, lt=1)]
 
 
 @dataclass(frozen=True)
@@ -45,22 +39,16 @@ class Sampling:
         InputError: names the parameter that is out of range.
     """
 
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float = 1.0
-    min_p: float = 0.0
-    seed: int = 0
+    temperature: Temperature = 1.0
+    top_k: Annotated[Whole | None, Field(description="Draw from the K likeliest; null: from all tokens.")] = None
+    top_p: Annotated[Number, Field(gt=0, le=1, description="Draw from the likeliest that hold this probability.")] = 1.0
+    min_p: Annotated[Share, Field(description="Least probability, as a share of the likeliest's.")] = 0.0
+    seed: Annotated[Integer, Field(description="Fixes the draw.")] = 0
     name: ClassVar[str] = "sample"
     lossless: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _check_temperature(self.temperature)
-        if self.top_k is not None and not (type(self.top_k) is int and self.top_k >= 1):
-            raise InputError(f"top-k {self.top_k!r} is out of range; give a whole number, 1 or more")
-        _check("top-p", self.top_p, 0, 1, "give more than 0, and at most 1 (all tokens)", (False, True))
-        _check("min-p", self.min_p, 0, 1, "give 0 (all tokens) to 1 (the likeliest only)", (True, True))
-        if type(self.seed) is not int:
-            raise InputError(f"seed {self.seed!r} is no whole number")
+        check_fields(self)
 
     def __str__(self) -> str:
         cuts = [("top-k", self.top_k, None), ("top-p", self.top_p, 1.0), ("min-p", self.min_p, 0.0)]
@@ -81,15 +69,13 @@ class Typical:
         InputError: names the parameter that is out of range.
     """
 
-    epsilon: float = 0.09
-    delta: float = 0.3
-    temperature: float = 1.0
+    epsilon: Annotated[Between, Field(description="Probability that is always enough.")] = 0.09
+    delta: Annotated[Between, Field(description="Bound on probability over exp(-entropy).")] = 0.3
+    temperature: Temperature = 1.0
     name: ClassVar[str] = "typical"
 
     def __post_init__(self) -> None:
-        _check("epsilon", self.epsilon, 0, 1, "give a number between 0 and 1, such as 0.09", (False, False))
-        _check("delta", self.delta, 0, 1, "give a number between 0 and 1, such as 0.3", (False, False))
-        _check_temperature(self.temperature)
+        check_fields(self)
 
     @property
     def lossless(self) -> bool:
@@ -113,14 +99,13 @@ def make_rule(name: str, **parameters: Any) -> Rule:
     Raises:
         InputError: no such rule, a parameter that it does not have, or one out of range.
     """
-    if name not in RULES:
-        raise InputError(f"acceptance {name!r} is not known; rules: {', '.join(RULES)}")
+    kind = _kind(name)
     given = {k: v for k, v in parameters.items() if v is not None}
-    own = [f.name for f in fields(RULES[name])]
+    own = [f.name for f in fields(kind)]
     if foreign := [k for k in given if k not in own]:
         takes = ", ".join(k.replace("_", "-") for k in own) or "no parameters"
         raise InputError(f"{foreign[0].replace('_', '-')} is not for {name} acceptance, which takes {takes}")
-    return RULES[name](**given)
+    return kind(**given)
 
 
 def rule_json(rule: Rule) -> dict[str, Any]:
@@ -135,11 +120,26 @@ def read_rule(data: Any, where: str) -> Rule:
         where: the file and field, for errors.
 
     Raises:
-        InputError: no object with "rule", or as :func:`make_rule`.
+        InputError: no object with "rule", a rule that is not known, or a parameter out of range.
     """
-    if not isinstance(data, Mapping) or "rule" not in data:
-        raise InputError(f'{where} must be an object with "rule": {", ".join(RULES)}')
-    try:
-        return make_rule(str(data["rule"]), **{k: v for k, v in data.items() if k != "rule"})
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
+    return read_as(RuleJson, data, where)
+
+
+def _rule(data: Any) -> Rule:
+    """The rule of a JSON object; parameters that it does not have are let be, as all unknown fields are."""
+    if isinstance(data, Greedy | Sampling | Typical):
+        return data
+    name = data.get("rule") if isinstance(data, Mapping) else None
+    if not isinstance(name, str):
+        raise InputError(f'must be an object with "rule": {", ".join(RULES)}')
+    kind = _kind(name)
+    return kind(**{f.name: data[f.name] for f in fields(kind) if f.name in data})
+
+
+def _kind(name: str) -> type[Greedy] | type[Sampling] | type[Typical]:
+    if name not in RULES:
+        raise InputError(f"acceptance {name!r} is not known; rules: {', '.join(RULES)}")
+    return RULES[name]
+
+
+RuleJson = Annotated[Rule, BeforeValidator(_rule)]

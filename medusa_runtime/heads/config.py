@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from ..errors import InputError
 from ..hub import CONFIG, Source
+from ..reading import Count, Flag, Text, Whole, read_as, read_json
 
-Count = Annotated[int, Field(ge=1)]
-Blocks = Annotated[int, Field(ge=0)]  # a head may be an output layer alone
-Text = Annotated[str, Field(min_length=1)]
-Read = TypeVar("Read", bound=BaseModel)
+MEND = "correct it, or take the file as it was published"
 
 
-class ModelConfig(BaseModel):
+@dataclass(frozen=True)
+class ModelConfig:
     """What is read of a model's config.json where its checkpoint carries heads; all other fields are let be.
 
     0 stands for a number that the file does not say. ``medusa_num_heads`` and ``medusa_num_layers`` (blocks a head) are
@@ -26,24 +25,26 @@ class ModelConfig(BaseModel):
     the model's output layer.
     """
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
-
-    vocab_size: Count = 0
-    medusa_num_heads: Count = 0
-    medusa_num_layers: Blocks = 0
-    truncated_vocab_size: Count | None = None  # vLLM takes null for the whole vocabulary
-    medusa_fc_bias: bool = False
-    original_lm_head: bool = False
+    vocab_size: Whole = 0
+    medusa_num_heads: Whole = 0
+    medusa_num_layers: Count = 0  # a head may be an output layer alone
+    truncated_vocab_size: Whole | None = None  # vLLM takes null for the whole vocabulary
+    medusa_fc_bias: Flag = False
+    original_lm_head: Flag = False
 
 
+@dataclass(frozen=True)
 class HeadsConfig(ModelConfig):
     """What is read of the config.json beside heads alone; ``num_heads`` and ``num_hidden_layers`` (blocks a head) are vLLM's."""
 
-    base_model_name_or_path: Text = ""
-    hidden_size: Count = 0
-    num_heads: Count = 0
-    num_hidden_layers: Blocks = 0
-    version: Count = 1  # 2: TGI's, without output layers
+    base_model_name_or_path: Annotated[Text, Field(min_length=1)] = ""
+    hidden_size: Whole = 0
+    num_heads: Whole = 0
+    num_hidden_layers: Count = 0
+    version: Whole = 1  # 2: TGI's, without output layers
+
+
+Read = TypeVar("Read", bound=ModelConfig)
 
 
 def read_config(where: str | Path | Source) -> dict[str, Any]:
@@ -56,12 +57,7 @@ def read_config(where: str | Path | Source) -> dict[str, Any]:
     path = source.file(CONFIG)
     if path is None:
         raise InputError(f"{source.where}: no config.json there; give the folder (or Hub id) of a saved model")
-    try:
-        config = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from None
+    config = read_json(path)
     if not isinstance(config, dict):
         raise InputError(f"{path}: holds {type(config).__name__}, not an object of settings")
     return config
@@ -76,19 +72,5 @@ def is_heads_repository(config: Mapping[str, Any]) -> bool:
 
 
 def checked(kind: type[Read], config: Mapping[str, Any], where: str) -> Read:
-    """The fields of a config.json that ``kind`` names.
-
-    Args:
-        where: what to call the file in an error.
-
-    Raises:
-        InputError: names the first field that is of another type or out of range.
-    """
-    try:
-        return kind.model_validate(dict(config))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        told, value = first["msg"], repr(first["input"])
-        raise InputError(
-            f'{where}: field "{first["loc"][0]}" is {value[:60]}; {told[0].lower()}{told[1:]}: correct it, or take the file as it was published'
-        ) from None
+    """The fields of a config.json that ``kind`` names; InputError, which calls the file ``where``, for the first that is wrong."""
+    return read_as(kind, dict(config), where, MEND)

@@ -25,8 +25,10 @@ def export(tree: Path, name: str, batch: int, context: int | None, nodes: int | 
     from medusa_runtime.files import write_beside
     from medusa_runtime.treefile import read_tree
     from medusa_tree.engines.export import export_tree
+    from medusa_tree.origin import origin
 
     contents = read_tree(tree)
+    origin(contents, str(tree))  # what is wrong in it is told by the file's name
     text, hint = export_tree(contents, name, batch, nodes, context)
     if nodes is None:
         warn_of_another_point(contents.point(batch, context), batch, context, "this is the tree of")

@@ -28,18 +28,19 @@ def report(tree: Path, calibration: Path | None, latency: Path | None, output: P
     """Write one self-contained HTML page about TREE: accuracies, curves, latency, the tree, operating points, provenance."""
     from medusa_runtime.treefile import read_tree
     from medusa_tree.planning.calibration import calibration_path
-    from medusa_tree.reports.page import write_page
+    from medusa_tree.reports.page import how_planned, write_page
 
     check_output(output)
     contents = read_tree(tree)
+    how_planned(contents, str(tree))  # what is wrong in it is told before any work
     where = calibration or calibration_path(tree)
-    made = _read(where, latency, contents) if calibration is not None or where.is_file() else None
+    made = _read(where, latency, contents, tree) if calibration is not None or where.is_file() else None
     for warning in write_page(output, contents, made):
         stderr().print(f"[yellow]{warning}[/yellow]")
     stderr().print(f"Wrote {output}: open it in a browser, or send it; it needs no network.")
 
 
-def _read(where: Path, latency: Path | None, contents: TreeFile) -> Calibration:
+def _read(where: Path, latency: Path | None, contents: TreeFile, tree: Path) -> Calibration:
     """What the tree was planned from: ranks, and step latency as measured, as given, or as its provenance models it."""
     from medusa_runtime.errors import InputError
     from medusa_tree.devices.roofline import Roofline
@@ -47,7 +48,7 @@ def _read(where: Path, latency: Path | None, contents: TreeFile) -> Calibration:
 
     trace, grid, made, shape = read_parts(where)
     if "modelled" in contents.provenance:
-        roofline = Roofline.from_json(contents.provenance["modelled"], "provenance of the tree")
+        roofline = Roofline.from_json(contents.provenance["modelled"], f'{tree}: field "provenance", "modelled"')
         return Calibration(trace, roofline, made, roofline.shape)
     grid = grid if latency is None else read_grid(latency)
     if grid is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,18 +97,10 @@ def read_parts(path: Path) -> tuple[RankTrace, LatencyGrid | None, dict[str, Any
 
 def read_grid(path: Path) -> LatencyGrid:
     """A grid from a --latency file."""
+    from medusa_runtime.reading import read_json
     from medusa_tree.devices.latency import LatencyGrid
 
-    return LatencyGrid.from_json(_read_json(path), str(path))
-
-
-def _read_json(path: Path) -> Any:
-    from medusa_runtime.errors import InputError
-
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({error})") from None
+    return LatencyGrid.from_json(read_json(path), str(path))
 
 
 def _model(
@@ -118,13 +109,14 @@ def _model(
     """The device's roofline. Launches cost what they were found to cost on a GPU, layer for layer; a CPU's steps say
     nothing about that, as nothing is launched there."""
     from medusa_runtime.errors import InputError
+    from medusa_runtime.reading import read_json
     from medusa_tree.devices.roofline import ACHIEVED, fit_roofline, gpu, model_device
     from medusa_tree.devices.shape import BYTES, ModelShape
 
     gpu(name)  # before anything is said of it
     there = shape
     if source.config is not None:
-        there = ModelShape.from_config(_read_json(source.config), trace.heads, where=str(source.config))
+        there = ModelShape.from_config(read_json(source.config), trace.heads, where=str(source.config))
     if there is None:
         raise InputError("--device-model: the model's shape is not in this file; give its config.json with --config")
     if source.head_params is not None:

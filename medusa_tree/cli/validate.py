@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from .acceptance import with_seed
 from .common import FILE, progress_bars, stderr, stdout, warn_of_another_point
 from .model import HEADS_REVISION, ModelSource, Placement, placement_options
+
+if TYPE_CHECKING:
+    from medusa_tree.origin import Calibrated
 
 
 @click.command()
@@ -38,17 +41,21 @@ def validate(
     import json
 
     from medusa_runtime.treefile import read_tree
+    from medusa_tree.origin import calibrated
     from medusa_tree.profiling.corpus import tokenize
     from medusa_tree.progress import counted
     from medusa_tree.validation.prompts import held_out_prompts
 
     contents = read_tree(tree)
-    made, rule = contents.provenance, with_seed(contents.acceptance, seed, f"{tree} was calibrated under it")
-    held = held_out_prompts(contents, str(tree), corpus)
-    tokens = max_new_tokens or held.max_new_tokens
+    made, rule = (
+        calibrated(contents, str(tree)),
+        with_seed(contents.acceptance, seed, f"{tree} was calibrated under it"),
+    )
+    held = held_out_prompts(made.corpus, str(tree), corpus)
+    tokens = max_new_tokens or made.corpus.max_new_tokens
     if len(held.prompts) < prompts:
         stderr().print(f"[yellow]Only {len(held.prompts)} held-out prompts; all are used.[/yellow]")
-    loaded = _source(made, model, heads, heads_revision, placement, tree).load()
+    loaded = _source(made, model, heads, heads_revision, placement).load()
     from medusa_tree.devices.measure import device_name
     from medusa_tree.profiling.calibrate import middle_context
     from medusa_tree.profiling.provenance import versions
@@ -65,9 +72,9 @@ def validate(
             f"[yellow]Step latency is predicted for {point.context} tokens in the cache; with these prompts there are about {middle}.[/yellow]"
         )
     here = (device_name(loaded.device), str(loaded.dtype).removeprefix("torch."))
-    if here != (made["device"], made["dtype"]):
+    if here != (made.device, made.dtype):
         stderr().print(
-            f"[yellow]Predictions are for {made['device']}, {made['dtype']}; this is {here[0]}, {here[1]}.[/yellow]"
+            f"[yellow]Predictions are for {made.device}, {made.dtype}; this is {here[0]}, {here[1]}.[/yellow]"
         )
     with progress_bars() as report:
         stage = "Decoding, plainly and with tree"
@@ -81,28 +88,16 @@ def validate(
 
 
 def _source(
-    made: dict[str, Any],
-    model: str | None,
-    heads: str | None,
-    heads_revision: str | None,
-    placement: Placement,
-    tree: Path,
+    made: Calibrated, model: str | None, heads: str | None, heads_revision: str | None, placement: Placement
 ) -> ModelSource:
     """The model named, or the one that the tree was made for, at the commit it had then, with its heads and in its dtype."""
-    from medusa_runtime.errors import InputError
-
-    try:
-        its_model, its_heads, its_dtype = made["model"], made["heads"], made["dtype"]
-        known = its_model["name"], its_heads["name"]
-    except (KeyError, TypeError) as error:
-        raise InputError(f'{tree}: field "provenance" lacks {error}; write the file again with calibrate') from None
-    named = heads or (None if model else known[1])
+    named = heads or (None if model else made.heads.name)
     return ModelSource(
-        model=model or known[0],
-        revision=placement.revision or (None if model else its_model.get("commit")),
+        model=model or made.model.name,
+        revision=placement.revision or (None if model else made.model.commit),
         heads=named,
-        heads_revision=heads_revision or (None if heads or named is None else its_heads.get("commit")),
+        heads_revision=heads_revision or (None if heads or named is None else made.heads.commit),
         device=placement.device,
-        dtype=placement.dtype or its_dtype,
+        dtype=placement.dtype or made.dtype,
         trust_remote_code=placement.trust_remote_code,
     )

@@ -5,19 +5,25 @@ A measured grid and a roofline (:mod:`medusa_tree.devices.roofline`) hand out th
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Protocol
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field, Strict
 from scipy.optimize import isotonic_regression
 
 from medusa_runtime.errors import InputError
+from medusa_runtime.reading import Count, Flag, Text, Whole, read_as
 
 Load = tuple[int, int]  # (batch, context)
 
 STEP_RISE = 3.0  # a rise this many times the curve's usual one between two sizes is a step ...
 STEP_SHARE = 0.02  # ... if it is at least this share of the latency, and more than the points' own spread
+LARGEST_TREE = 1 << 16  # nodes
+SHORTEST, LONGEST = 1e-9, 1e5  # seconds that a step may take; what is beyond them was not measured in seconds
+Seconds = Annotated[float, Strict()]  # the grid checks them
 
 
 @dataclass(frozen=True)
@@ -25,13 +31,13 @@ class LatencyPoint:
     """One measured step: its tree and load, the median of the repeats in seconds, and their quartiles; where ``calibrate`` measured
     it, all brought to the mean by the factor that all trees share."""
 
-    nodes: int
-    depth: int
-    batch: int
-    context: int
-    seconds: float
-    low: float
-    high: float
+    nodes: Annotated[Count, Field(le=LARGEST_TREE)]
+    depth: Count
+    batch: Whole
+    context: Whole
+    seconds: Seconds
+    low: Seconds
+    high: Seconds
 
 
 @dataclass(frozen=True)
@@ -107,9 +113,9 @@ class LatencyGrid:
     """
 
     points: tuple[LatencyPoint, ...]
-    device: str
-    dtype: str
-    gpu: bool = False
+    device: Text = "unknown device"
+    dtype: Text = "unknown dtype"
+    gpu: Flag = False
     kind = "measured"
 
     def __post_init__(self) -> None:
@@ -118,15 +124,15 @@ class LatencyGrid:
         for p in self.points:
             here = f"latency grid: {p.nodes} nodes, depth {p.depth}, batch {p.batch}, context {p.context}:"
             for seconds in (p.seconds, p.low, p.high):
-                if not (np.isfinite(seconds) and seconds > 0):
-                    raise InputError(f"{here} {seconds} is no latency")
+                if not SHORTEST <= seconds <= LONGEST:
+                    raise InputError(f"{here} {seconds} is no latency in seconds")
             if not p.low <= p.seconds <= p.high:
                 raise InputError(f"{here} the quartiles {p.low} and {p.high} are not around the median, {p.seconds}")
             if p.nodes < 0 or p.batch < 1 or p.context < 1 or not min(p.nodes, 1) <= p.depth <= p.nodes:
                 raise InputError(f"{here} no such step; a tree of N nodes is 1 to N deep, plain decoding 0")
-        steps = [(p.nodes, p.depth, p.batch, p.context) for p in self.points]
-        if (twice := next((s for i, s in enumerate(steps) if s in steps[:i]), None)) is not None:
-            raise InputError(f"latency grid: (nodes, depth, batch, context) {twice} stands twice; keep one of them")
+        (step, times), *_ = Counter((p.nodes, p.depth, p.batch, p.context) for p in self.points).most_common(1)
+        if times > 1:
+            raise InputError(f"latency grid: (nodes, depth, batch, context) {step} stands twice; keep one of them")
         for batch, context in self.loads():
             sizes = {p.nodes for p in self.points if (p.batch, p.context) == (batch, context)}
             if 0 not in sizes or len(sizes) < 2:
@@ -194,20 +200,10 @@ class LatencyGrid:
         for i, raw in enumerate(data["points"]):
             if not isinstance(raw, dict):
                 raise InputError(f"{where}: point {i} is not an object")
-            full = {"low": raw.get("seconds"), "high": raw.get("seconds"), **raw}
-            for f in fields(LatencyPoint):
-                value = full.get(f.name)
-                whole = f.name in ("nodes", "depth", "batch", "context")
-                if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-                    raise InputError(
-                        f'{where}: point {i}: field "{f.name}" is {value!r}, not a {"whole " if whole else ""}number'
-                    )
-            points.append(LatencyPoint(**{f.name: full[f.name] for f in fields(LatencyPoint)}))
-        try:
-            device, dtype = (str(data.get(name, f"unknown {name}")) for name in ("device", "dtype"))
-            return cls(tuple(points), device, dtype, data.get("gpu") is True)
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from None
+            seconds = raw.get("seconds")
+            full = {"seconds": seconds, "low": seconds, "high": seconds, **raw}
+            points.append(read_as(LatencyPoint, full, f"{where}: point {i}"))
+        return read_as(cls, {**data, "points": points}, where)
 
 
 def _steps(

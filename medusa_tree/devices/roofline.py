@@ -6,23 +6,27 @@ arithmetic (Williams et al., 2009, "Roofline"); launches add a constant. What co
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 from scipy.optimize import least_squares
 
 from medusa_runtime.errors import InputError
+from medusa_runtime.reading import Number, Positive, Text, Whole, one_of, read_as, read_json
 
 from ..bundled import data_path
-from .latency import LatencyCurve, LatencyGrid, LatencyPoint, Load
+from .latency import LARGEST_TREE, LONGEST, LatencyCurve, LatencyGrid, LatencyPoint, Load
 from .shape import BYTES, ModelShape
 
 ACHIEVED = 0.8  # of the data sheet's bandwidth and rate; kernels seldom reach more
 DOUBT = 0.03  # how much a fit shuns launches: next to nothing where the grid shows them, much where it does not
+Rate = Annotated[Number, Field(ge=1e3, le=1e21)]  # a second; no device is beyond that
+Overhead = Annotated[Number, Field(ge=0, le=LONGEST)]
+Dtype = Annotated[str, one_of(*BYTES)]
 
 
 @dataclass(frozen=True)
@@ -33,15 +37,15 @@ class Roofline:
     launches above all; per_head_overhead: the same for each head used.
     """
 
-    device: str
+    device: Text
     shape: ModelShape
-    bandwidth: float
-    flops: float
-    overhead: float = 0.0
-    per_head_overhead: float = 0.0
-    dtype: str = "bfloat16"
-    kv_dtype: str = "bfloat16"
-    max_nodes: int = 256
+    bandwidth: Rate
+    flops: Rate
+    overhead: Overhead = 0.0
+    per_head_overhead: Overhead = 0.0
+    dtype: Dtype = "bfloat16"
+    kv_dtype: Dtype = "bfloat16"
+    max_nodes: Annotated[Whole, Field(le=LARGEST_TREE)] = 256
     kind = "modelled"
 
     def loads(self) -> list[Load]:
@@ -53,10 +57,8 @@ class Roofline:
 
     @classmethod
     def from_json(cls, data: Any, where: str = "provenance") -> Roofline:
-        try:
-            return cls(**{**data, "shape": ModelShape.from_json(data["shape"], where)})
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{where}: the modelled device cannot be read ({error}); plan again") from None
+        """What :meth:`to_json` wrote; InputError where it is not."""
+        return read_as(cls, data, where, "plan again")
 
     def seconds(
         self, nodes: npt.ArrayLike, depth: npt.ArrayLike, batch: npt.ArrayLike, context: npt.ArrayLike
@@ -100,12 +102,25 @@ class Gpu:
     flops: float
 
 
+@dataclass(frozen=True)
+class _Sheet:
+    name: Text
+    memory_gb: Positive
+    bandwidth_gb_s: Positive
+    bf16_dense_tflops: Positive
+
+
+@dataclass(frozen=True)
+class _Sheets:
+    devices: dict[str, _Sheet]
+
+
 def gpus() -> dict[str, Gpu]:
     """Devices by the name that --device-model takes; figures and their sources are in data/gpus.json."""
-    sheets = json.loads(data_path("gpus.json").read_text("utf-8"))["devices"]
+    path = data_path("gpus.json")
     return {
-        key: Gpu(d["name"], 1e9 * d["memory_gb"], 1e9 * d["bandwidth_gb_s"], 1e12 * d["bf16_dense_tflops"])
-        for key, d in sheets.items()
+        key: Gpu(d.name, 1e9 * d.memory_gb, 1e9 * d.bandwidth_gb_s, 1e12 * d.bf16_dense_tflops)
+        for key, d in read_as(_Sheets, read_json(path), str(path)).devices.items()
     }
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import AliasChoices, Field, Strict
 
 from medusa_runtime.errors import InputError
+from medusa_runtime.reading import Count, Flag, Text, Whole, read_as
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "fp8": 1.0, "int8": 1.0, "int4": 0.5}
+Weights = Annotated[int, Strict(), Field(ge=0, le=10**40)]  # more than any product of a config's counts
 
 
 @dataclass(frozen=True)
@@ -26,20 +29,20 @@ class ModelShape:
     input_params: weights of the input table where the output layer is not the same: held, but a step reads a few rows only.
     """
 
-    layers: int
-    hidden_size: int
-    query_heads: int
-    kv_heads: int
-    head_dim: int
-    vocab_size: int
-    layer_params: int
-    output_params: int
-    head_params: int
-    heads: int
-    expert_params: int = 0
-    experts: int = 0
-    experts_per_token: int = 0
-    input_params: int = 0
+    layers: Whole
+    hidden_size: Whole
+    query_heads: Whole
+    kv_heads: Whole
+    head_dim: Whole
+    vocab_size: Whole
+    layer_params: Weights
+    output_params: Weights
+    head_params: Weights
+    heads: Count
+    expert_params: Weights = 0
+    experts: Count = 0
+    experts_per_token: Count = 0
+    input_params: Weights = 0
 
     @property
     def parameters(self) -> int:
@@ -71,10 +74,8 @@ class ModelShape:
 
     @classmethod
     def from_json(cls, data: Any, where: str) -> ModelShape:
-        try:
-            return cls(**{k: int(v) for k, v in data.items()})
-        except (AttributeError, TypeError, ValueError) as error:
-            raise InputError(f"{where}: the model's shape cannot be read ({error}); calibrate again") from None
+        """What :meth:`to_json` wrote; InputError where it is not."""
+        return read_as(cls, data, where, "calibrate again")
 
     @classmethod
     def from_config(cls, config: Any, heads: int, where: str = "config.json") -> ModelShape:
@@ -90,40 +91,58 @@ class ModelShape:
             config = config.get("text_config") or config
         if not isinstance(config, dict):
             raise InputError(f"{where}: holds no object; give the config.json of a causal LM")
-
-        def get(*names: str) -> int:
-            for name in names:
-                if isinstance(config.get(name), int):
-                    return int(config[name])
-            raise InputError(f'{where}: field "{names[0]}" is missing; give the config.json of a causal LM')
-
         for name in OTHER_FORMS:
             if config.get(name):
                 raise InputError(
                     f'{where}: field "{name}" is of a layer whose size cannot be told from its config here; calibrate the model, '
                     "which counts its weights"
                 )
-        if not isinstance(config.get("intermediate_size") or 0, int):
+        if isinstance(config.get("intermediate_size"), list):
             raise InputError(
                 f'{where}: field "intermediate_size" is one a layer; calibrate the model, which counts its weights'
             )
-
-        layers, hidden = get("num_hidden_layers", "n_layer"), get("hidden_size", "n_embd")
-        query_heads, vocab = get("num_attention_heads", "n_head"), get("vocab_size")
-        kv_heads = config.get("num_key_value_heads") or query_heads
-        head_dim = config.get("head_dim") or hidden // query_heads
-        inner = config.get("intermediate_size") or config.get("n_inner") or 4 * hidden
-        matrices = 2 if config.get("model_type") in TWO_MATRIX_MLPS else 3
-        attention = 2 * hidden * head_dim * (query_heads + kv_heads)
-        experts = config.get("num_local_experts") or config.get("num_experts") or config.get("n_routed_experts") or 0
-        mlp = 3 * hidden * (config.get("moe_intermediate_size") or inner) * experts if experts else 0
+        given = {name: value for name, value in config.items() if value is not None}  # null stands for the default
+        c = read_as(_Config, given, where, "give the config.json of a causal LM")
+        if c.experts and not 1 <= c.num_experts_per_tok <= c.experts:
+            raise InputError(
+                f'{where}: field "num_experts_per_tok" is {c.num_experts_per_tok} of {c.experts} experts; it must be 1 to all of them'
+            )
+        hidden, kv_heads = c.hidden_size, c.num_key_value_heads or c.num_attention_heads
+        head_dim = c.head_dim or max(1, hidden // c.num_attention_heads)
+        inner = c.intermediate_size or 4 * hidden
+        matrices = 2 if c.model_type in TWO_MATRIX_MLPS else 3
+        attention = 2 * hidden * head_dim * (c.num_attention_heads + kv_heads)
+        mlp = 3 * hidden * (c.moe_intermediate_size or inner) * c.experts
         return cls(
-            layers=layers, hidden_size=hidden, query_heads=query_heads, kv_heads=kv_heads, head_dim=head_dim, vocab_size=vocab,
-            layer_params=layers * (attention + (0 if experts else matrices * hidden * inner)),
-            output_params=vocab * hidden, head_params=hidden * hidden + vocab * hidden, heads=heads,
-            expert_params=layers * mlp, experts=experts, experts_per_token=get("num_experts_per_tok") if experts else 0,
-            input_params=0 if config.get("tie_word_embeddings", True) else vocab * hidden,
+            layers=c.num_hidden_layers, hidden_size=hidden, query_heads=c.num_attention_heads, kv_heads=kv_heads, head_dim=head_dim,
+            vocab_size=c.vocab_size, layer_params=c.num_hidden_layers * (attention + (0 if c.experts else matrices * hidden * inner)),
+            output_params=c.vocab_size * hidden, head_params=hidden * hidden + c.vocab_size * hidden, heads=heads,
+            expert_params=c.num_hidden_layers * mlp, experts=c.experts, experts_per_token=c.num_experts_per_tok if c.experts else 0,
+            input_params=0 if c.tie_word_embeddings else c.vocab_size * hidden,
         )  # fmt: skip
+
+
+def _named(*names: str) -> Any:
+    """One size under the names that families of models give it."""
+    return Field(validation_alias=AliasChoices(*names))
+
+
+@dataclass(frozen=True)
+class _Config:
+    """What is read of a ``config.json``."""
+
+    num_hidden_layers: Annotated[Whole, _named("num_hidden_layers", "n_layer")]
+    hidden_size: Annotated[Whole, _named("hidden_size", "n_embd")]
+    num_attention_heads: Annotated[Whole, _named("num_attention_heads", "n_head")]
+    vocab_size: Whole
+    num_key_value_heads: Whole | None = None
+    head_dim: Whole | None = None
+    intermediate_size: Annotated[Whole | None, _named("intermediate_size", "n_inner")] = None
+    moe_intermediate_size: Whole | None = None
+    experts: Annotated[Count, _named("num_local_experts", "num_experts", "n_routed_experts")] = 0
+    num_experts_per_tok: Count = 0
+    model_type: Text = ""
+    tie_word_embeddings: Flag = True
 
 
 # Latent KV caches, shared experts, one key-value head under another name.

@@ -6,6 +6,7 @@ from medusa_runtime.errors import InputError
 from medusa_runtime.tree import CandidateTree
 from medusa_runtime.treefile import TreeFile
 
+from ..origin import origin
 from . import find_format
 
 
@@ -24,18 +25,18 @@ def export_tree(
         raise InputError(
             f"at batch {batch} plain decoding is fastest, so there is no tree to export; --nodes N exports the best of N nodes"
         )
-    planned_here = nodes is None and contents.provenance.get("plan", {}).get("engine") == name
+    planned_here = nodes is None and origin(contents).plan.engine == name
     return engine.export(tree, point.engine if planned_here else None)
 
 
 def _best_of(contents: TreeFile, nodes: int) -> CandidateTree:
     """The first ``nodes`` paths, where these are the best tree of that size."""
-    made = contents.provenance.get("plan", {})
-    if made.get("engine"):
+    made = origin(contents).plan
+    if made.engine:
         raise InputError(
-            f"--nodes {nodes}: the file was planned within what {made['engine']} takes, and holds those trees only; plan with --max-nodes {nodes}"
+            f"--nodes {nodes}: the file was planned within what {made.engine} takes, and holds those trees only; plan with --max-nodes {nodes}"
         )
-    most = min(made.get("prefixes_to") or len(contents.paths), len(contents.paths))
+    most = min(made.prefixes_to or len(contents.paths), len(contents.paths))
     if nodes > most:
         raise InputError(
             f"--nodes {nodes}: the file has the best trees of up to {most} nodes; plan with --max-nodes {nodes}"

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medusa_runtime.errors import InputError
+from medusa_runtime.reading import Positive, Whole
 
 from ..devices.latency import LatencyCurve, Load
 from ..devices.shape import ModelShape
@@ -21,11 +22,11 @@ Mask = npt.NDArray[np.bool_]
 class Budget:
     """Bounds on a step: ``ratio`` to plain decoding's latency or ``seconds``; nodes; depth; ``memory`` in bytes."""
 
-    ratio: float | None = None
-    seconds: float | None = None
-    max_nodes: int | None = None
-    max_depth: int | None = None
-    memory: float | None = None
+    ratio: Positive | None = None
+    seconds: Positive | None = None
+    max_nodes: Whole | None = None
+    max_depth: Whole | None = None
+    memory: Positive | None = None
 
     def __post_init__(self) -> None:
         if any(bound is not None and bound < 1 for bound in (self.max_nodes, self.max_depth)):

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
-from medusa_runtime.acceptance.rules import GREEDY, read_rule, rule_json
+from medusa_runtime.acceptance.rules import GREEDY, RuleJson, rule_json
 from medusa_runtime.errors import InputError
 from medusa_runtime.files import write_beside
-from medusa_runtime.tree import CandidateTree, check_paths
+from medusa_runtime.reading import Object, Whole, parse_json, read_as
+from medusa_runtime.tree import CandidateTree
+from medusa_runtime.treefile import Paths
 
 from ..devices.latency import Latency, LatencyGrid
 from ..devices.shape import BYTES, ModelShape
 from ..traces.probetrace import ProbeTrace
 from ..traces.trace import RankTrace
-from ..traces.tracefile import load_arrays, trace_of
+from ..traces.tracefile import LARGEST_RANK, load_arrays, trace_of
 from .budget import Memory
 
 VERSION = 2
@@ -77,6 +80,18 @@ def save_calibration(path: Path, calibration: Calibration) -> None:
         np.savez_compressed(file, meta=np.array(json.dumps(meta)), **arrays)
 
 
+@dataclass(frozen=True)
+class _Meta:
+    """The text of a calibration, but for its version."""
+
+    candidates: Annotated[Whole, Field(le=LARGEST_RANK + 1)]
+    latency: Object
+    acceptance: RuleJson = GREEDY
+    provenance: Object = field(default_factory=dict)
+    shape: ModelShape | None = None
+    probe: Paths | None = None
+
+
 def load_calibration(path: Path) -> Calibration:
     """Read what :func:`save_calibration` wrote.
 
@@ -88,30 +103,23 @@ def load_calibration(path: Path) -> Calibration:
         raise InputError(
             f"{path}: a rank trace, not a calibration: it has no step latency; plan takes it with --latency FILE or --device-model NAME"
         )
-    try:
-        meta = json.loads(str(arrays["meta"]))
-        arrays["candidates"] = np.array(meta["candidates"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path}: not a calibration ({error}); give the .calibration.npz that calibrate wrote"
-        ) from None
-    if meta.get("version") not in READABLE:
-        raise InputError(
-            f"{path}: calibration version {meta.get('version')!r}, this medusa-tree reads {READABLE}; calibrate again"
-        )
-    rule = read_rule(meta.get("acceptance", {"rule": GREEDY.name}), f"{path}: acceptance")
-    trace = replace(trace_of(arrays, path), acceptance=rule)
-    if "probe" in meta:
-        trace = _probed(trace, meta["probe"], arrays, path)
-    shape = None if meta.get("shape") is None else ModelShape.from_json(meta["shape"], str(path))
-    return Calibration(
-        trace, LatencyGrid.from_json(meta["latency"], f"{path}: latency grid"), meta["provenance"], shape
-    )
+    mend = "give the .calibration.npz that calibrate wrote"
+    where = f'{path}: array "meta"'
+    data = parse_json(str(arrays["meta"]), where, mend)
+    version = data.get("version") if isinstance(data, dict) else None
+    if isinstance(version, bool) or version not in READABLE:
+        raise InputError(f"{path}: calibration version {version!r}, this medusa-tree reads {READABLE}; calibrate again")
+    meta = read_as(_Meta, data, where, mend)
+    grid = LatencyGrid.from_json(meta.latency, f"{path}: latency grid")
+    trace = trace_of({**arrays, "candidates": np.array(meta.candidates)}, path)
+    trace = replace(trace, acceptance=meta.acceptance)
+    if meta.probe is not None:
+        trace = _probed(trace, CandidateTree(meta.probe), arrays, path)
+    return Calibration(trace, grid, meta.provenance, meta.shape)
 
 
-def _probed(trace: RankTrace, paths: Any, arrays: Mapping[str, npt.NDArray[Any]], path: Path) -> ProbeTrace:
+def _probed(trace: RankTrace, probe: CandidateTree, arrays: Mapping[str, npt.NDArray[Any]], path: Path) -> ProbeTrace:
     """The trace with its probe tree and the packed bits of what was accepted of it."""
-    probe = CandidateTree(check_paths(paths, f"{path}: probe"))
     packed = arrays.get("accepted")
     shape = (trace.positions, -(-probe.nodes // 8))
     if packed is None or packed.dtype != np.uint8 or packed.shape != shape:

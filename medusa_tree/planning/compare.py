@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from medusa_runtime.errors import InputError
+from medusa_runtime.reading import read_json
 from medusa_runtime.tree import CandidateTree
 from medusa_runtime.treefile import FORMAT, Estimate, OperatingPoint, read_tree
 
@@ -23,6 +23,7 @@ from ..traces.trace import RankTrace
 from .choose import predict
 
 COPIED = "mc_sim_7b_63"  # the list that everyone copies
+PATHS = "write a list of paths like [[0], [1], [0, 0]]"
 
 
 @dataclass(frozen=True)
@@ -47,18 +48,13 @@ def read_paths(where: Path) -> CandidateTree:
     Raises:
         InputError: not there, not JSON, or not a tree.
     """
-    try:
-        data = json.loads(where.read_text("utf-8"))
-    except OSError as error:
-        raise InputError(f"{where}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise InputError(f"{where}: not JSON ({error}); write a list of paths like [[0], [1], [0, 0]]") from None
+    data = read_json(where, PATHS)
     paths = data.get("paths") if isinstance(data, dict) else data
     if not isinstance(paths, list) or not all(isinstance(p, list) for p in paths):
-        raise InputError(f"{where}: holds no list of paths like [[0], [1], [0, 0]]")
+        raise InputError(f"{where}: holds no list of paths; {PATHS}")
     try:
         return CandidateTree.by_depth(paths)
-    except (InputError, TypeError) as error:
+    except (InputError, TypeError) as error:  # a TypeError where paths of other things than numbers are sorted
         raise InputError(f"{where}: {error}") from None
 
 
@@ -83,11 +79,9 @@ def contender(text: str, load: Load) -> tuple[str, CandidateTree]:
     path = Path(text)
     if not path.is_file():
         raise InputError(f"{text!r} is neither a file nor plain, chain:N or a published list: {', '.join(published())}")
-    try:
-        is_tree_file = json.loads(path.read_text("utf-8")).get("format") == FORMAT
-    except (ValueError, AttributeError, OSError):
-        is_tree_file = False
-    return (text, read_tree(path).tree(*load)) if is_tree_file else (text, read_paths(path))
+    data = read_json(path, PATHS)
+    is_tree_file = isinstance(data, dict) and data.get("format") == FORMAT
+    return text, read_tree(path).tree(*load) if is_tree_file else read_paths(path)
 
 
 def fit_to_heads(name: str, tree: CandidateTree, trace: RankTrace) -> tuple[str, CandidateTree]:

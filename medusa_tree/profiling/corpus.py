@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from medusa_runtime.errors import InputError
+from medusa_runtime.reading import Text, read_as
 
-from ..rows import read_entries, read_text
+from ..rows import Turn, group_of, read_entries, read_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -84,26 +85,36 @@ def read_dataset(name: str) -> list[tuple[str, Any]]:
     return [(f"{name}, row {i}", row) for i, row in enumerate(found)]
 
 
+Texts, Turns = tuple[Text, ...], tuple[Turn, ...]
+FORMS: dict[str, Any] = {"prompt": Texts, "text": Text, "turns": Texts, "conversations": Turns, "messages": Turns}
+
+
 def _prompt(row: Any, where: str) -> Prompt:
-    if isinstance(row, str) and row.strip():
-        return Prompt(row, where)
+    if isinstance(row, str):
+        row = {"text": row}
     if not isinstance(row, dict):
         raise InputError(f"{where}: neither a text nor an object")
-    group = str(row.get("group", where))
-    for key in ("prompt", "text"):
-        if isinstance(row.get(key), str) and row[key].strip():
-            return Prompt(row[key], group)
-    for key in ("turns", "prompt"):
-        if isinstance(row.get(key), list) and row[key] and isinstance(row[key][0], str):
-            return Prompt(row[key][0], group, chat=True)
-    for key, role, content, user in (
-        ("conversations", "from", "value", "human"),
-        ("messages", "role", "content", "user"),
-    ):
-        for turn in row[key] if isinstance(row.get(key), list) else []:
-            if isinstance(turn, dict) and turn.get(role) == user and isinstance(turn.get(content), str):
-                return Prompt(turn[content], group, chat=True)
-    raise InputError(f'{where}: no prompt in it; give "prompt", "text", "turns", "conversations" or "messages"')
+    group = group_of(row, where)
+    for text, chat in _said(row, where):
+        if text.strip():
+            return Prompt(text, group, chat)
+    raise InputError(f"{where}: no prompt in it; give {', '.join(map(repr, FORMS))}")
+
+
+def _said(row: dict[str, Any], where: str) -> Iterator[tuple[str, bool]]:
+    """What the user says in each form that the row has, and whether that is a chat; a form behind the one taken is not looked at."""
+    for key, form in FORMS.items():
+        value = row.get(key)
+        if not value:
+            continue
+        kind = Text if key == "prompt" and isinstance(value, str) else form
+        found = read_as(kind, value, f'{where}: "{key}"', "give a text, or a list of turns")
+        chat = not isinstance(found, str)
+        for turn in found if chat else [found]:
+            if isinstance(turn, str):
+                yield turn, chat
+            elif turn.role == "user" and isinstance(turn.content, str):
+                yield turn.content, True
 
 
 def corpus_digest(prompts: list[Prompt]) -> str:

@@ -16,9 +16,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from medusa_runtime.errors import InputError
 from medusa_runtime.files import write_beside
+from medusa_runtime.reading import read_as
 from medusa_runtime.tree import CandidateTree
 from medusa_runtime.treefile import Estimate, OperatingPoint, TreeFile
 
+from ..origin import Origin, origin
 from ..planning.budget import Budget
 from ..planning.calibration import Calibration
 from ..planning.notes import notes
@@ -61,15 +63,24 @@ def templates() -> Environment:
     return found
 
 
+def how_planned(contents: TreeFile, where: str = "tree.json") -> tuple[Origin, Budget]:
+    """What the file says of how it was planned; InputError, which names ``where``, where that is of a wrong type."""
+    made = origin(contents, where)
+    return made, read_as(Budget, made.plan.budget, f'{where}: field "provenance", "plan", "budget"')
+
+
 def replan(contents: TreeFile, calibration: Calibration) -> Plan:
     """The plan behind a tree.json, made again from what it was planned from as its provenance says."""
-    made = contents.provenance
-    how = made.get("plan", {})
+    made, budget = how_planned(contents)
     loads = [(p.batch, p.context) for p in contents.operating_points]
     return plan(
-        calibration, Budget(**how.get("budget", {})), loads, engine=how.get("engine"), swaps=how.get("swaps", False),
-        estimator=made.get("estimator", {}).get("name", "visited"),
-    )  # fmt: skip
+        calibration,
+        budget,
+        loads,
+        engine=made.plan.engine,
+        swaps=made.plan.swaps,
+        estimator=made.estimator.name or "visited",
+    )
 
 
 def write_page(path: Path, contents: TreeFile, calibration: Calibration | None) -> list[str]:
@@ -118,8 +129,8 @@ def _same_plan(contents: TreeFile, calibration: Calibration) -> Plan | None:
 
 
 def _model_name(contents: TreeFile) -> str:
-    made = contents.provenance
-    return str(made.get("model", {}).get("name") or made.get("trace") or "a drafter")
+    made = origin(contents)
+    return made.model.name or made.trace or "a drafter"
 
 
 def _about(contents: TreeFile) -> str:

@@ -8,14 +8,17 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field, Strict, ValidationError
 
 from medusa_runtime.errors import InputError
 from medusa_runtime.files import write_beside
+from medusa_runtime.reading import Flag, adapter, shown
 
 from ..rows import read_entries
 from .table import MISS
@@ -118,44 +121,64 @@ def draw(sequences: int, seed: int) -> npt.NDArray[np.bool_]:
     return held
 
 
+@dataclass(frozen=True)
+class _Line:
+    """A sequence of a ``.jsonl``."""
+
+    ranks: Annotated[list[Annotated[list[Annotated[int, Strict()]], Field(min_length=1)]], Field(min_length=1)]
+    held_out: Flag | None = None
+    candidates: Annotated[int, Strict(), Field(ge=1, le=LARGEST_RANK + 1)] | None = None
+
+
 def _from_lines(path: Path, seed: int) -> RankTrace:
     sequences: list[npt.NDArray[np.int16]] = []
     held: list[bool | None] = []
-    candidates: int | None = None
+    first: _Line | None = None
     for here, row in read_entries(path):
-        if not isinstance(row, dict) or not isinstance(row.get("ranks"), list) or not row["ranks"]:
+        line = _line(row, here)
+        first = first or line
+        if line.candidates != first.candidates:
             raise InputError(
-                f'{here}: has no list "ranks"; a line is {{"ranks": [[0, 2, -1], ...]}}, one row a position'
+                f'{here}: "candidates" is {line.candidates}, before it was {first.candidates}; it must be the same on every line'
             )
-        kept = row.get("candidates")
-        if kept is not None and not (type(kept) is int and 1 <= kept <= LARGEST_RANK + 1):
-            raise InputError(f'{here}: "candidates" is {kept!r}; it must be K, a whole number, 1 or more')
-        if sequences and kept != candidates:
-            raise InputError(
-                f'{here}: "candidates" is {kept}, before it was {candidates}; it must be the same on every line'
-            )
-        candidates = kept
-        sequences.append(_rows(row["ranks"], sequences[0].shape[1] if sequences else None, kept, here))
-        held.append(row.get("held_out"))
-        if not isinstance(held[-1], (bool, type(None))) or (held[-1] is None) != (held[0] is None):
+        if (line.held_out is None) != (first.held_out is None):
             raise InputError(f'{here}: "held_out" must be true or false on every line, or on none')
-    if not sequences:
+        sequences.append(_rows(line.ranks, len(first.ranks[0]), line.candidates, here))
+        held.append(line.held_out)
+    if first is None:
         raise InputError(f"{path}: no sequence in it")
     ranks, starts = np.concatenate(sequences), np.cumsum([0, *map(len, sequences)], dtype=np.int64)
-    drawn = draw(len(sequences), seed) if held[0] is None else np.array(held, dtype=np.bool_)
-    return _named(path, ranks, starts, drawn, candidates or 1 + max(0, int(ranks.max())))
+    drawn = draw(len(sequences), seed) if first.held_out is None else np.array(held, dtype=np.bool_)
+    return _named(path, ranks, starts, drawn, first.candidates or 1 + max(0, int(ranks.max())))
 
 
-def _rows(ranks: list[Any], heads: int | None, candidates: int | None, here: str) -> npt.NDArray[np.int16]:
+def _line(row: Any, here: str) -> _Line:
+    try:
+        return adapter(_Line).validate_python(row)
+    except ValidationError as error:
+        match error.errors(include_url=False)[0]["loc"]:
+            case ("ranks", int(p), *_):
+                raise InputError(
+                    f"{here}, row {p}: {shown(row['ranks'][p])} is not a list of whole numbers, one a head"
+                ) from None
+            case ("held_out",):
+                raise InputError(f'{here}: "held_out" must be true or false on every line, or on none') from None
+            case ("candidates",):
+                raise InputError(
+                    f'{here}: "candidates" is {shown(row["candidates"])}; it must be K, a whole number, 1 to {LARGEST_RANK + 1}'
+                ) from None
+        raise InputError(
+            f'{here}: has no list "ranks"; a line is {{"ranks": [[0, 2, -1], ...]}}, one row a position'
+        ) from None
+
+
+def _rows(ranks: list[list[int]], heads: int, candidates: int | None, here: str) -> npt.NDArray[np.int16]:
     """(length, H) of one line; an InputError names the first row that is wrong."""
     most = LARGEST_RANK if candidates is None else candidates - 1
-    for p, row in enumerate(ranks):
-        if not isinstance(row, list) or any(isinstance(r, bool) or not isinstance(r, int) for r in row):
-            raise InputError(f"{here}, row {p}: {row!r} is not a list of whole numbers, one a head")
-        if not row or len(row) != (heads or len(ranks[0])):
-            raise InputError(
-                f"{here}, row {p}: {len(row)} ranks where others have {heads or len(ranks[0])}; one a head"
-            )
-        if min(row) < MISS or max(row) > most:
-            raise InputError(f"{here}, row {p}: {row!r}: ranks count from 0 to {most}, a miss is {MISS}")
+    if set(map(len, ranks)) != {heads} or min(map(min, ranks)) < MISS or max(map(max, ranks)) > most:
+        for p, row in enumerate(ranks):
+            if len(row) != heads:
+                raise InputError(f"{here}, row {p}: {len(row)} ranks where others have {heads}; one a head")
+            if min(row) < MISS or max(row) > most:
+                raise InputError(f"{here}, row {p}: {shown(row)}: ranks count from 0 to {most}, a miss is {MISS}")
     return np.array(ranks, dtype=np.int16)

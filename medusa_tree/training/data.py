@@ -15,12 +15,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from medusa_runtime.errors import InputError
+from medusa_runtime.reading import read_as
 
 from ..profiling.corpus import hold_out_groups
-from ..rows import read_entries, read_text
+from ..rows import ROLES, Turn, group_of, read_entries, read_text
 from .loss import IGNORE
-
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
 @dataclass(frozen=True)
@@ -83,33 +82,30 @@ def _row(entry: Any, where: str, tokenizer: PreTrainedTokenizerBase) -> Row:
         raise InputError(f'{where}: not an object; write {{"text": ...}} or {{"messages": [...]}}')
     if "response_ids" in entry:
         return _answer(entry, where, tokenizer)
-    turns = entry.get("messages", entry.get("conversations"))
-    if turns is not None:
-        return _conversation(turns, where, tokenizer, _group(entry, where))
+    group = group_of(entry, where)
+    for name in ("messages", "conversations"):
+        if entry.get(name) is not None:
+            return _conversation(read_as(tuple[Turn, ...], entry[name], f'{where}: "{name}"'), where, tokenizer, group)
     if not isinstance(entry.get("text"), str) or not entry["text"]:
         raise InputError(f'{where}: no text in it; "text", "messages", "conversations" or "response_ids" is needed')
     ids = _ids(tokenizer, entry["text"])
-    return Row(ids, ids, _group(entry, where))
-
-
-def _group(entry: dict[str, Any], where: str) -> str:
-    return str(entry.get("group", where))
+    return Row(ids, ids, group)
 
 
 def _answer(entry: dict[str, Any], where: str, tokenizer: PreTrainedTokenizerBase) -> Row:
     parts, vocab = [], len(tokenizer)
     for name in ("prompt_ids", "response_ids"):
         ids = entry.get(name)
-        if not isinstance(ids, list) or not ids or not all(isinstance(t, int) and 0 <= t < vocab for t in ids):
+        if not isinstance(ids, list) or not ids or not all(type(t) is int and 0 <= t < vocab for t in ids):
             raise InputError(
                 f'{where}: "{name}" must be a list of token ids below {vocab}; was it made with another tokenizer?'
             )
         parts.append(ids)
     prompt, answer = parts
-    return Row(prompt + answer, [IGNORE] * len(prompt) + answer, _group(entry, where))
+    return Row(prompt + answer, [IGNORE] * len(prompt) + answer, group_of(entry, where))
 
 
-def _conversation(turns: Any, where: str, tokenizer: PreTrainedTokenizerBase, group: str) -> Row:
+def _conversation(turns: tuple[Turn, ...], where: str, tokenizer: PreTrainedTokenizerBase, group: str) -> Row:
     """The template is applied up to each of the assistant's turns and through it, so that its tokens are known whatever the
     template looks like: those from where the two part. What follows the last such turn is left out, and what a template
     rewrites for a later one (thoughts, say) does not count."""
@@ -117,15 +113,11 @@ def _conversation(turns: Any, where: str, tokenizer: PreTrainedTokenizerBase, gr
         raise InputError(
             f"{where}: is a conversation, but the tokenizer has no chat template; set one, or give the data as plain text"
         )
-    if not isinstance(turns, list) or not turns:
-        raise InputError(f"{where}: the conversation is not a list of turns")
     messages: list[dict[str, str]] = []
     for i, turn in enumerate(turns):
-        role = ROLES.get(str(turn.get("role", turn.get("from")))) if isinstance(turn, dict) else None
-        content = turn.get("content", turn.get("value")) if isinstance(turn, dict) else None
-        if role is None or not isinstance(content, str):
+        if turn.role is None or not isinstance(turn.content, str):
             raise InputError(f"{where}: turn {i} has no known role and text; roles: {', '.join(ROLES)}")
-        messages.append({"role": role, "content": content})
+        messages.append({"role": turn.role, "content": turn.content})
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     if not answers:
         raise InputError(f"{where}: no turn of the assistant in it, so there is nothing to learn")
