@@ -106,5 +106,5 @@ def test_a_models_config_that_transformers_cannot_read_is_told(tmp_path, base, f
 
 def test_a_config_that_is_nested_beyond_reason_is_told(tmp_path):
     (tmp_path / "config.json").write_text("[" * 100_000)
-    with pytest.raises(InputError, match=r"config\.json: not valid JSON"):
+    with pytest.raises(InputError, match=r"config\.json: not JSON"):
         MedusaModel.from_pretrained(tmp_path)
