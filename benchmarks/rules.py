@@ -28,7 +28,7 @@ from medusa_tree.traces.bootstrap import bootstrap
 from medusa_tree.traces.probetrace import ProbeTrace
 from medusa_tree.traces.replay import Replay, replay
 
-RULES = (Greedy(), Sampling(0.7), Sampling(1.0), Sampling(1.0, top_p=0.9), Typical())
+RULES = (Greedy(), Sampling(0.7, seed=0), Sampling(1.0, seed=0), Sampling(1.0, top_p=0.9, seed=0), Typical())
 
 
 def main() -> None:

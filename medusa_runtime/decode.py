@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import secrets
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from .acceptance.accept import choose
-from .acceptance.rules import GREEDY, Rule
+from .acceptance.rules import GREEDY, Rule, Sampling
 from .attention import AttentionContext
 from .buffers import TreeBuffers
 from .errors import InputError, out_of_memory
@@ -168,10 +169,19 @@ def tree_for(tree: CandidateTree | TreeFile, prompts: Sequence[Sequence[int]], m
 
 
 def rule_for(tree: CandidateTree | TreeFile, rule: Rule | None) -> Rule:
-    """The rule asked for, or the one that a whole tree.json was calibrated under, or greedy."""
+    """The rule asked for, or the one that a whole tree.json was calibrated under, or greedy. A calibration's seed is of its own
+    text: nobody asked for that text again."""
     if rule is not None:
         return rule
-    return tree.acceptance if isinstance(tree, TreeFile) else GREEDY
+    rule = tree.acceptance if isinstance(tree, TreeFile) else GREEDY
+    return replace(rule, seed=None) if isinstance(rule, Sampling) else rule
+
+
+def draw_streams(rule: Rule, count: int) -> list[int]:
+    """Numbers for ``count`` sequences: 0, 1, ..., or where a sampling rule has no seed, such as were never used."""
+    if isinstance(rule, Sampling) and rule.seed is None:
+        return [secrets.randbits(62) for _ in range(count)]
+    return list(range(count))
 
 
 @dataclass
@@ -209,8 +219,8 @@ def stream(
 
     Args:
         rule: how tokens are accepted; by default as the tree.json was calibrated, or greedily.
-        streams: a number a sequence, which with the rule's seed fixes what is drawn for it; by default 0, 1, ... A sequence
-            keeps its text in any batch if it keeps its number.
+        streams: a number a sequence, which with the rule's seed fixes what is drawn for it; by default 0, 1, ..., or where the
+            rule has no seed, such as were never used. A sequence keeps its text in any batch if it keeps its number.
 
     Raises:
         InputError: an empty prompt, more context than the model has, a tree deeper than its heads, or logits that are NaN or
@@ -219,6 +229,7 @@ def stream(
     rule = rule_for(tree, rule)
     tree = tree_for(tree, prompts, max_new_tokens)
     capacity = check_request(model, prompts, tree, max_new_tokens)
+    streams = draw_streams(rule, len(prompts)) if streams is None else streams
     stops = sorted(stop_tokens(model, eos_token_id))
     ahead = steps_ahead(model.device)
     space = Workspace()

@@ -141,3 +141,18 @@ def test_a_calibration_from_before_the_rules_is_greedy(made, tmp_path):
     path = tmp_path / "old.npz"
     np.savez(path, **arrays | {"meta": np.array(json.dumps(meta | {"version": 1}))})
     assert load_calibration(path).trace.acceptance == Greedy()
+
+
+def test_a_profile_that_is_interrupted_in_timing_keeps_its_rule(model, tmp_path, monkeypatch):
+    """What is left is the trace; a plan made of it is for the text that it is of."""
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("medusa_tree.devices.measure.measure", interrupted)
+    args = ("--acceptance", "sample", "--temperature", 0.9, "--seed", 3, "-o", tmp_path / "t.json")
+    assert "t.trace.npz, the ranks profiled so far" in words(run(*calibrate(model), *args, code=1))
+    assert [p.name for p in tmp_path.iterdir()] == ["t.trace.npz"]
+    device = ("--device-model", "h100-sxm", "--config", model / "config.json", "--batch", 1)
+    run("plan", tmp_path / "t.trace.npz", *device, "-o", tmp_path / "planned.json")
+    assert read_tree(tmp_path / "planned.json").acceptance == Sampling(0.9, seed=3)

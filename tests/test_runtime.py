@@ -10,14 +10,15 @@ from conftest import BUSHY, FAMILIES, HEADS, VOCAB, random_prompts, tiny_base, t
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medusa_runtime import CandidateTree, InputError, MedusaModel, stream
+from medusa_runtime import CandidateTree, InputError, MedusaModel, Sampling, stream
 from medusa_runtime.acceptance.accept import accept
 from medusa_runtime.acceptance.rules import GREEDY
 from medusa_runtime.attention import AttentionContext, TreeMask
 from medusa_runtime.buffers import TreeBuffers
 from medusa_runtime.cache.cache import TreeCache
-from medusa_runtime.decode import prefill
+from medusa_runtime.decode import prefill, rule_for
 from medusa_runtime.step import step
+from medusa_runtime.treefile import TreeFile
 
 NEW = 128
 
@@ -119,6 +120,20 @@ def test_padded_tensors_and_lists_are_the_same_prompts():
     )
     with pytest.raises(InputError, match=r"attention_mask has rows of \[5\] entries, input_ids of \[5, 5\]"):
         model.generate(left, attention_mask=mask[:1])
+
+
+def test_sampled_texts_are_the_same_only_where_that_is_asked_for():
+    model, prompt = tiny_model(), random_prompts(1)
+
+    def texts(**how):
+        return {tuple(model.generate(prompt, tree=BUSHY, max_new_tokens=24, **how).tokens[0]) for _ in range(4)}
+
+    assert len(texts(rule=Sampling(1.5))) == 4
+    assert len(texts(rule=Sampling(1.5, seed=0))) == 1
+    assert len(texts(rule=Sampling(1.5), streams=[7])) == 1
+    assert texts(rule=Sampling(1.5, seed=1), streams=[7]) != texts(rule=Sampling(1.5, seed=1), streams=[8])
+    calibrated = TreeFile((), (), 1, 1, (), (), acceptance=Sampling(1.5, seed=3))
+    assert rule_for(calibrated, None) == Sampling(1.5), "a calibration's seed is of its own text"
 
 
 @pytest.mark.parametrize("fixed", [False, True])

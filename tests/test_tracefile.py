@@ -2,12 +2,16 @@
 
 import io
 import json
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 from test_search import random_trace
 
-from medusa_runtime import InputError
+from medusa_runtime import CandidateTree, InputError, Sampling, Typical
+from medusa_runtime.acceptance.rules import rule_json
+from medusa_tree.traces.probetrace import ProbeTrace
+from medusa_tree.traces.trace import RankTrace
 from medusa_tree.traces.tracefile import read_trace, save_trace
 
 
@@ -155,3 +159,46 @@ def test_a_trace_survives_its_file(tmp_path):
     assert (read.candidates, read.lengths.tolist()) == (trace.candidates, trace.lengths.tolist())
     np.testing.assert_array_equal(read.ranks, trace.ranks)
     np.testing.assert_array_equal(read.held_out, trace.held_out)
+
+
+def test_a_trace_file_keeps_the_rule_and_the_probe(tmp_path):
+    """Without them a plan made of it would be one of greedy acceptance."""
+    trace = replace(random_trace(0), acceptance=Sampling(0.7, top_p=0.9, seed=5))
+    save_trace(tmp_path / "t.npz", trace)
+    assert read_trace(tmp_path / "t.npz").acceptance == trace.acceptance
+    lines = [
+        json.dumps({"ranks": s.tolist(), "acceptance": rule_json(trace.acceptance)}) + "\n" for s in trace.sequences()
+    ]
+    (tmp_path / "t.jsonl").write_text("".join(lines))
+    assert read_trace(tmp_path / "t.jsonl").acceptance == trace.acceptance
+    with (tmp_path / "t.jsonl").open("a") as file:
+        file.write(json.dumps({"ranks": trace.sequences()[0].tolist()}))
+    with pytest.raises(
+        InputError, match=rf'line {len(lines) + 1}: "acceptance" is None, before it was sampling .*same on every line'
+    ):
+        read_trace(tmp_path / "t.jsonl")
+
+    probe = CandidateTree(((0,), (1,), (0, 0)))
+    accepted = np.zeros((trace.positions, 3), dtype=np.bool_)
+    accepted[::2, 0] = accepted[::4, 2] = True
+    own = {f.name: getattr(trace, f.name) for f in fields(RankTrace)} | {"acceptance": Typical(0.2, 0.4)}
+    save_trace(tmp_path / "p.npz", ProbeTrace(**own, accepted=accepted, probe=probe))
+    read = read_trace(tmp_path / "p.npz")
+    assert isinstance(read, ProbeTrace)
+    assert (read.acceptance, read.probe.paths) == (Typical(0.2, 0.4), probe.paths)
+    np.testing.assert_array_equal(read.accepted, accepted)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("acceptance", "{", 'array "acceptance": not JSON'),
+        ("acceptance", '{"rule": "loose"}', r"'loose' is not known"),
+        ("probe", "[[0, 0]]", "without its parent"),
+        ("probe", "[[0]]", 'array "accepted" is not uint8'),
+    ],
+)
+def test_what_a_trace_says_of_its_text_is_checked(tmp_path, name, text, words):
+    write_npz(tmp_path / "t.npz", random_trace(0), **{name: np.array(text)})
+    with pytest.raises(InputError, match=words):
+        read_trace(tmp_path / "t.npz")

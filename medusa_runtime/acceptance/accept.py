@@ -67,7 +67,7 @@ def scores(rule: Rule, logits: Tensor, tree: TreeBuffers, lengths: Tensor, strea
         return logits
     warped = warpers(rule)(None, _from_top(logits).flatten(0, 1)).view_as(logits)
     places = lengths[:, None] + torch.arange(tree.depth + 1, device=logits.device)
-    return warped + gumbel(rule.seed, streams, places, logits.shape[-1])[:, tree.depths]
+    return warped + gumbel(rule.seed or 0, streams, places, logits.shape[-1])[:, tree.depths]
 
 
 def warpers(rule: Sampling) -> LogitsProcessorList:

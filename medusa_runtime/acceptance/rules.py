@@ -33,7 +33,8 @@ class Sampling:
 
     temperature: 0 is greedy.
     top_k, top_p, min_p: as transformers' logits processors have them, in its order; None, 1 and 0 leave all tokens in.
-    seed: with a sequence's stream and a token's place it fixes the draw, whatever the tree or the batch.
+    seed: with a sequence's stream and a token's place it fixes the draw, whatever the tree or the batch. None: each request gets
+        streams of its own, so that no two texts are the same but by chance.
 
     Raises:
         InputError: names the parameter that is out of range.
@@ -43,7 +44,7 @@ class Sampling:
     top_k: Annotated[Whole | None, Field(description="Draw from the K likeliest; null: from all tokens.")] = None
     top_p: Annotated[Number, Field(gt=0, le=1, description="Draw from the likeliest that hold this probability.")] = 1.0
     min_p: Annotated[Share, Field(description="Least probability, as a share of the likeliest's.")] = 0.0
-    seed: Annotated[Integer, Field(description="Fixes the draw.")] = 0
+    seed: Annotated[Integer | None, Field(description="Fixes the draw; null: drawn anew each time.")] = None
     name: ClassVar[str] = "sample"
     lossless: ClassVar[bool] = True
 
@@ -53,7 +54,9 @@ class Sampling:
     def __str__(self) -> str:
         cuts = [("top-k", self.top_k, None), ("top-p", self.top_p, 1.0), ("min-p", self.min_p, 0.0)]
         cut = "".join(f", {name} {value:g}" for name, value, off in cuts if value is not None and value != off)
-        return f"sampling at temperature {self.temperature:g}{cut}, seed {self.seed}"
+        return f"sampling at temperature {self.temperature:g}{cut}" + (
+            "" if self.seed is None else f", seed {self.seed}"
+        )
 
 
 @dataclass(frozen=True)

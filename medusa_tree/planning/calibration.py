@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
 from medusa_runtime.acceptance.rules import GREEDY, RuleJson, rule_json
 from medusa_runtime.errors import InputError
 from medusa_runtime.files import write_beside
 from medusa_runtime.reading import Object, Whole, parse_json, read_as
-from medusa_runtime.tree import CandidateTree
 from medusa_runtime.treefile import Paths
 
 from ..devices.latency import Latency, LatencyGrid
 from ..devices.shape import BYTES, ModelShape
 from ..traces.probetrace import ProbeTrace
 from ..traces.trace import RankTrace
-from ..traces.tracefile import LARGEST_RANK, load_arrays, trace_of
+from ..traces.tracefile import LARGEST_RANK, load_arrays, probed, trace_arrays, trace_of
 from .budget import Memory
 
 VERSION = 2
@@ -72,12 +69,10 @@ def save_calibration(path: Path, calibration: Calibration) -> None:
         "provenance": calibration.provenance,
         "shape": None if calibration.shape is None else calibration.shape.to_json(),
     }
-    arrays: dict[str, Any] = {"ranks": trace.ranks, "starts": trace.starts, "held_out": trace.held_out}
     if isinstance(trace, ProbeTrace):
         meta["probe"] = trace.probe.paths
-        arrays["accepted"] = np.packbits(trace.accepted, axis=1)
     with write_beside(path) as beside, beside.open("wb") as file:
-        np.savez_compressed(file, meta=np.array(json.dumps(meta)), **arrays)
+        np.savez_compressed(file, meta=np.array(json.dumps(meta)), **trace_arrays(trace))
 
 
 @dataclass(frozen=True)
@@ -114,26 +109,5 @@ def load_calibration(path: Path) -> Calibration:
     trace = trace_of({**arrays, "candidates": np.array(meta.candidates)}, path)
     trace = replace(trace, acceptance=meta.acceptance)
     if meta.probe is not None:
-        trace = _probed(trace, CandidateTree(meta.probe), arrays, path)
+        trace = probed(trace, meta.probe, arrays, path)
     return Calibration(trace, grid, meta.provenance, meta.shape)
-
-
-def _probed(trace: RankTrace, probe: CandidateTree, arrays: Mapping[str, npt.NDArray[Any]], path: Path) -> ProbeTrace:
-    """The trace with its probe tree and the packed bits of what was accepted of it."""
-    packed = arrays.get("accepted")
-    shape = (trace.positions, -(-probe.nodes // 8))
-    if packed is None or packed.dtype != np.uint8 or packed.shape != shape:
-        raise InputError(f'{path}: array "accepted" is not uint8 of shape {shape}, a bit a probe node; calibrate again')
-    accepted = np.unpackbits(packed, axis=1, count=probe.nodes).astype(np.bool_)
-    try:
-        return ProbeTrace(
-            trace.ranks,
-            trace.starts,
-            trace.held_out,
-            trace.candidates,
-            trace.acceptance,
-            accepted=accepted,
-            probe=probe,
-        )
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None

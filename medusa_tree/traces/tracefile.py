@@ -5,10 +5,11 @@ The same mathematics serves any drafter whose guesses are ranked at each depth: 
 
 from __future__ import annotations
 
+import json
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,11 +17,16 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, Strict, ValidationError
 
+from medusa_runtime.acceptance.rules import GREEDY, RuleJson, rule_json
 from medusa_runtime.errors import InputError
 from medusa_runtime.files import write_beside
-from medusa_runtime.reading import Flag, adapter, shown
+from medusa_runtime.reading import Flag, adapter, parse_json, read_as, shown
+from medusa_runtime.tree import CandidateTree
+from medusa_runtime.tree import Path as TreePath
+from medusa_runtime.treefile import Paths
 
 from ..rows import read_entries
+from .probetrace import ProbeTrace
 from .table import MISS
 from .trace import RankTrace
 
@@ -31,10 +37,11 @@ LARGEST_RANK = int(np.iinfo(np.int16).max) - 1
 def read_trace(path: Path, seed: int = 0) -> RankTrace:
     """Read a rank trace; the ending decides.
 
-    ``.npz``: ``ranks`` (P, H) whole numbers, ``starts`` (S + 1,), and where known ``held_out`` (S,) bool and ``candidates``.
-    A calibration is one. ``.jsonl``: one sequence a line, {"ranks": [[0, 2, -1], ...]}, with "held_out": true or false and
-    "candidates": K on every line or on none. Without ``held_out`` a quarter of the sequences is drawn; without
-    ``candidates``, K is the largest rank and one.
+    ``.npz``: ``ranks`` (P, H) whole numbers, ``starts`` (S + 1,), and where known ``held_out`` (S,) bool and ``candidates``;
+    ``acceptance``, the rule as in tree.json, and under typical acceptance ``probe`` and ``accepted``.
+    A calibration is one. ``.jsonl``: one sequence a line, {"ranks": [[0, 2, -1], ...]}, with "held_out": true or false,
+    "candidates": K and "acceptance" on every line or on none. Without ``held_out`` a quarter of the sequences is drawn; without
+    ``candidates``, K is the largest rank and one; without ``acceptance`` it was greedy.
 
     Raises:
         InputError: names the file, the line or array, and the row.
@@ -43,16 +50,27 @@ def read_trace(path: Path, seed: int = 0) -> RankTrace:
         return _from_lines(path, seed)
     if path.suffix == ".npz":
         arrays = load_arrays(path)
-        return trace_of(arrays, path, seed)
+        trace = trace_of(arrays, path, seed)
+        if "acceptance" in arrays:
+            trace = replace(trace, acceptance=_told(arrays, "acceptance", RuleJson, path))
+        return probed(trace, _told(arrays, "probe", Paths, path), arrays, path) if "probe" in arrays else trace
     raise InputError(f"{path}: a rank trace is an .npz or a .jsonl; docs/formats.md shows both")
 
 
 def save_trace(path: Path, trace: RankTrace) -> None:
-    """Write the ranks as :func:`read_trace` reads them; whole or not at all."""
+    """Write the ranks, and the rule that made the text, as :func:`read_trace` reads them; whole or not at all."""
+    arrays = {**trace_arrays(trace), "candidates": np.array(trace.candidates)}
+    arrays["acceptance"] = np.array(json.dumps(rule_json(trace.acceptance)))
+    if isinstance(trace, ProbeTrace):
+        arrays["probe"] = np.array(json.dumps(trace.probe.paths))
     with write_beside(path) as beside, beside.open("wb") as file:
-        np.savez_compressed(
-            file, ranks=trace.ranks, starts=trace.starts, held_out=trace.held_out, candidates=np.array(trace.candidates)
-        )
+        np.savez_compressed(file, **arrays)
+
+
+def trace_arrays(trace: RankTrace) -> dict[str, Any]:
+    """The arrays of a trace: one row a position or a sequence; what a probe accepts as packed bits."""
+    arrays: dict[str, Any] = {"ranks": trace.ranks, "starts": trace.starts, "held_out": trace.held_out}
+    return {**arrays, "accepted": np.packbits(trace.accepted, axis=1)} if isinstance(trace, ProbeTrace) else arrays
 
 
 def load_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
@@ -103,6 +121,29 @@ def trace_of(arrays: Mapping[str, npt.NDArray[Any]], path: Path, seed: int = 0) 
     return _named(path, ranks.astype(np.int16, copy=False), starts.astype(np.int64, copy=False), held, int(candidates))
 
 
+def _told(arrays: Mapping[str, npt.NDArray[Any]], name: str, kind: Any, path: Path) -> Any:
+    """What the JSON text in an array says."""
+    where = f'{path}: array "{name}"'
+    return read_as(kind, parse_json(str(arrays[name]), where), where)
+
+
+def probed(
+    trace: RankTrace, paths: tuple[TreePath, ...], arrays: Mapping[str, npt.NDArray[Any]], path: Path
+) -> ProbeTrace:
+    """The trace with its probe tree and, from the array "accepted", the packed bits of what was accepted of it."""
+    probe = CandidateTree(paths)
+    packed = arrays.get("accepted")
+    shape = (trace.positions, -(-probe.nodes // 8))
+    if packed is None or packed.dtype != np.uint8 or packed.shape != shape:
+        raise InputError(f'{path}: array "accepted" is not uint8 of shape {shape}, a bit a probe node; calibrate again')
+    accepted = np.unpackbits(packed, axis=1, count=probe.nodes).astype(np.bool_)
+    own = {f.name: getattr(trace, f.name) for f in fields(RankTrace)}
+    try:
+        return ProbeTrace(**own, accepted=accepted, probe=probe)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
 def _named(path: Path, ranks: Any, starts: Any, held: Any, candidates: int) -> RankTrace:
     """The trace, with both a fitting and a held-out part; errors name the file."""
     try:
@@ -128,6 +169,7 @@ class _Line:
     ranks: Annotated[list[Annotated[list[Annotated[int, Strict()]], Field(min_length=1)]], Field(min_length=1)]
     held_out: Flag | None = None
     candidates: Annotated[int, Strict(), Field(ge=1, le=LARGEST_RANK + 1)] | None = None
+    acceptance: RuleJson | None = None
 
 
 def _from_lines(path: Path, seed: int) -> RankTrace:
@@ -141,6 +183,10 @@ def _from_lines(path: Path, seed: int) -> RankTrace:
             raise InputError(
                 f'{here}: "candidates" is {line.candidates}, before it was {first.candidates}; it must be the same on every line'
             )
+        if line.acceptance != first.acceptance:
+            raise InputError(
+                f'{here}: "acceptance" is {line.acceptance}, before it was {first.acceptance}; it must be the same on every line'
+            )
         if (line.held_out is None) != (first.held_out is None):
             raise InputError(f'{here}: "held_out" must be true or false on every line, or on none')
         sequences.append(_rows(line.ranks, len(first.ranks[0]), line.candidates, here))
@@ -149,7 +195,8 @@ def _from_lines(path: Path, seed: int) -> RankTrace:
         raise InputError(f"{path}: no sequence in it")
     ranks, starts = np.concatenate(sequences), np.cumsum([0, *map(len, sequences)], dtype=np.int64)
     drawn = draw(len(sequences), seed) if first.held_out is None else np.array(held, dtype=np.bool_)
-    return _named(path, ranks, starts, drawn, first.candidates or 1 + max(0, int(ranks.max())))
+    trace = _named(path, ranks, starts, drawn, first.candidates or 1 + max(0, int(ranks.max())))
+    return replace(trace, acceptance=first.acceptance or GREEDY)
 
 
 def _line(row: Any, here: str) -> _Line:
@@ -160,6 +207,10 @@ def _line(row: Any, here: str) -> _Line:
             case ("ranks", int(p), *_):
                 raise InputError(
                     f"{here}, row {p}: {shown(row['ranks'][p])} is not a list of whole numbers, one a head"
+                ) from None
+            case ("acceptance", *_):
+                raise InputError(
+                    f'{here}: "acceptance": {error.errors()[0]["msg"].removeprefix("Value error, ")}'
                 ) from None
             case ("held_out",):
                 raise InputError(f'{here}: "held_out" must be true or false on every line, or on none') from None
