@@ -102,6 +102,29 @@ def test_plan_again_under_another_budget(made, tmp_path):
     assert json.loads((tmp_path / "same.json").read_text())["paths"] == json.loads(made.read_text())["paths"]
 
 
+def test_an_earlier_tree_is_kept_under_a_number(model, calibrated, tmp_path):
+    out = tmp_path / "tree.json"
+    names = lambda: sorted(p.name for p in tmp_path.iterdir())  # noqa: E731
+    run("plan", calibrated, "--max-nodes", 3, "-o", out)
+    first = out.read_text()
+    refused = run("plan", calibrated, "--budget", "0.001us", "-o", out, code=2)
+    assert "latency binds" in words(refused)
+    assert names() == ["tree.json", "tree.png"]
+    assert "tree.1.json, " in words(run("plan", calibrated, "--max-nodes", 5, "-o", out))
+    assert names() == ["tree.1.json", "tree.1.png", "tree.json", "tree.png"]
+    assert (tmp_path / "tree.1.json").read_text() == first
+    second = out.read_text()
+    (tmp_path / "tree.calibration.npz").write_bytes(b"what took minutes")
+    run(*calibrate(model), "-o", out)
+    assert (tmp_path / "tree.2.json").read_text() == second
+    assert (tmp_path / "tree.2.calibration.npz").read_bytes() == b"what took minutes"
+    assert names() == sorted(
+        [f"tree{n}{end}" for n in ("", ".1", ".2") for end in (".json", ".png")]
+        + ["tree.calibration.npz", "tree.2.calibration.npz"]
+    )
+    assert "name it tree.json" in words(run("plan", calibrated, "-o", tmp_path / "tree.png", code=2))
+
+
 CONFIG = {
     "model_type": "llama", "num_hidden_layers": 32, "hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32, "vocab_size": 32000,
 }  # fmt: skip

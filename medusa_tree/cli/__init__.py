@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import click
 
 from medusa_runtime.errors import InputError
@@ -20,13 +25,27 @@ from .validate import validate
 
 
 class _Cli(click.Group):
-    """A group in which an InputError is a message and exit status 2, never a traceback."""
+    """A group in which an InputError is a message and exit status 2, never a traceback, and a warning a line."""
 
     def invoke(self, ctx: click.Context) -> object:
+        shown = warnings.showwarning
+        warnings.showwarning = partial(_line, shown)
         try:
             return super().invoke(ctx)
         except InputError as error:
             raise click.UsageError(str(error)) from None
+        finally:
+            warnings.showwarning = shown
+
+
+def _line(
+    otherwise: Callable[..., None], message: Warning | str, category: type[Warning], *where: Any, **more: Any
+) -> None:
+    """Print a warning for users as what it says; those for developers as ever."""
+    if category is UserWarning:
+        click.secho(f"Warning: {message}", fg="yellow", err=True)
+    else:
+        otherwise(message, category, *where, **more)
 
 
 @click.group(cls=_Cli, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

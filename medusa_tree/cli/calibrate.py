@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import click
 
 from .acceptance import Acceptance, acceptance_options
 from .budget import Bounds, budget_options
-from .common import FILE, check_output, progress_bars, stderr, together
+from .common import FILE, progress_bars, stderr, together
 from .model import ModelSource, model_options
 
 if TYPE_CHECKING:
@@ -82,11 +83,12 @@ def calibrate(
     Writes the tree, beside it the calibration (tree.calibration.npz, for 'plan') and a plot (tree.png).
     """
     from medusa_runtime.acceptance.rules import GREEDY
+    from medusa_tree.planning.calibration import calibration_path
     from medusa_tree.profiling.job import Timing
 
-    from .finish import finish_plan
+    from .finish import check_tree_output, finish_plan, keep_old
 
-    check_output(output)
+    check_tree_output(output)
     profiling = asked.profiling(accepting.rule(asked.seed) or GREEDY)
     budget = bounds.parse()
     texts, held_out = profiling.read()
@@ -97,14 +99,25 @@ def calibrate(
     model = source.load()
     from medusa_tree.profiling.calibrate import calibrate as run
 
+    @cache  # once: what is written from then on is this run's
+    def make_room() -> None:
+        keep_old(output, output.with_suffix(".png"), calibration_path(output), trace_path(output))
+
+    def keep(measured: RankTrace | Calibration) -> None:
+        make_room()
+        _keep(measured, output)
+
     names = (source.model, source.heads)
     with progress_bars() as report:
-        made = run(
-            model, texts, held_out, profiling, Timing(batch, context), budget, names, report, lambda made: _keep(made, output)
-        )  # fmt: skip
+        made = run(model, texts, held_out, profiling, Timing(batch, context), budget, names, report, keep)
     for load in made.left_out:
         stderr().print(f"[yellow]Left out: {load}.[/yellow]")
     finish_plan(made.calibration, made.plan, output, as_json)
+
+
+def trace_path(output: Path) -> Path:
+    """tree.json -> tree.trace.npz, beside it."""
+    return output.with_name(f"{output.stem}.trace.npz")
 
 
 def _keep(measured: RankTrace | Calibration, output: Path) -> None:
@@ -117,6 +130,6 @@ def _keep(measured: RankTrace | Calibration, output: Path) -> None:
         save_calibration(path, measured)
         stderr().print(f"Wrote {path}: plan again from it under another budget, in a second.")
         return
-    path = output.with_name(f"{output.stem}.trace.npz")
+    path = trace_path(output)
     save_trace(path, measured)
     stderr().print(f"Wrote {path}, the ranks profiled so far: plan from it with --latency or --device-model.")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from itertools import count
 from pathlib import Path
 
+from medusa_runtime.errors import InputError
 from medusa_runtime.treefile import write_tree
 from medusa_tree.planning.calibration import Calibration
 from medusa_tree.planning.notes import notes, roofline_beside, roofline_line
@@ -18,7 +20,36 @@ from medusa_tree.reports.tables import (
     summary,
 )
 
-from .common import stderr, stdout
+from .common import check_output, stderr, stdout
+
+
+def check_tree_output(output: Path) -> None:
+    """As :func:`check_output`; InputError, too, for a name that what is written beside the tree would take."""
+    check_output(output)
+    if output.suffix in (".png", ".npz"):
+        raise InputError(
+            f"-o {output}: beside the tree its plot and calibration are written; name it {output.stem}.json"
+        )
+
+
+def keep_old(output: Path, *beside: Path) -> None:
+    """Move an earlier tree, and what of it stands ``beside``, to the first number that is free for all: tree.json to tree.1.json.
+    Nobody loses what took minutes, and nobody is stopped."""
+    there = [p for p in (output, *beside) if p.exists()]
+    if not there:
+        return
+
+    def numbered(path: Path, n: int) -> Path:
+        return path.with_name(f"{output.stem}.{n}{path.name.removeprefix(output.stem)}")
+
+    n = next(n for n in count(1) if not any(numbered(p, n).exists() for p in (output, *beside)))
+    for path in there:
+        try:
+            path.rename(numbered(path, n))
+        except OSError as error:
+            raise InputError(f"{path}: is there already and cannot be moved ({error.strerror}); name another") from None
+    names = ", ".join(str(numbered(p, n)) for p in there)
+    stderr().print(f"[dim]What stood there is kept: {names}.[/dim]", soft_wrap=True)
 
 
 def finish_plan(calibration: Calibration, plan: Plan, output: Path, as_json: bool) -> None:
@@ -26,6 +57,7 @@ def finish_plan(calibration: Calibration, plan: Plan, output: Path, as_json: boo
     points = plan.contents.operating_points
     rows = {(p.batch, p.context): comparison(calibration, plan, p) for p in points[: 1 if len(points) > 2 else None]}
     picture = output.with_suffix(".png")
+    keep_old(output, picture)
     plan_plot(calibration, plan.curves, rows, picture)
     write_tree(output, plan.contents)
     if as_json:

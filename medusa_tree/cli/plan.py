@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from .budget import Bounds, budget_options
-from .common import FILE, check_output
+from .common import FILE
 from .source import LatencySource, latency_options, read_source
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)  # asked of a device model where none are named
@@ -44,9 +44,9 @@ def plan(
     from medusa_tree.planning.budget import parse_memory
     from medusa_tree.planning.plan import plan as run
 
-    from .finish import finish_plan
+    from .finish import check_tree_output, finish_plan
 
-    check_output(output)
+    check_tree_output(output)
     memory, device_model = parse_memory(max_memory), source_of_latency.device_model
     budget = bounds.parse(memory)
     calibration, measured = read_source(source, source_of_latency, bounds.max_nodes)
