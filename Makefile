@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test dev lint format bench bench-gpu train-demo clean
+.PHONY: demo test dev lint format schema bench bench-gpu train-demo clean
 
 .venv:
 	$(PYTHON) -m venv .venv
@@ -23,6 +23,9 @@ lint: dev
 
 format: dev
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+schema: dev
+	$(BIN)/python -m medusa_runtime.schema > data/tree.schema.json
 
 bench: dev
 	$(BIN)/python benchmarks/decode.py -o benchmarks/results/decode.json

@@ -100,7 +100,7 @@ def check_fields(made: Any) -> None:
             field.validate_python(value)
         except ValidationError as error:
             must = _must(error.errors(include_url=False)[0])
-            raise InputError(f"{name.replace('_', '-')} {value!r} is out of range; it must be {must}") from None
+            raise InputError(f"{name.replace('_', '-')} {shown(value)} is out of range; it must be {must}") from None
 
 
 @cache
@@ -138,7 +138,8 @@ def told(error: ValidationError) -> str:
         return f"{place} is {shown(value)}; it must be {must}"
     if must in SCALARS.values() and (value is None or type(value) in (int, float)):
         return f"{place} is {shown(value)}, not {must}"
-    return f"{place} must be {must}, not {GIVEN.get(type(value), shown(value))}" if place else f" is not {must}"
+    given = "empty" if value == [] else GIVEN.get(type(value), shown(value))
+    return f"{place} must be {must}, not {given}" if place else f" is not {must}"
 
 
 def _must(error: ErrorDetails) -> str:

@@ -22,11 +22,13 @@ class _Plain(GenerateJsonSchema):
     def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
         return self.generate_inner(schema["schema"])
 
+    def dict_schema(self, schema: core_schema.DictSchema) -> JsonSchemaValue:
+        return {"type": "object"}
+
     def dataclass_schema(self, schema: core_schema.DataclassSchema) -> JsonSchemaValue:
         made = super().dataclass_schema(schema)
-        del made["title"]
-        if "description" in made:  # the docstring's first paragraph
-            made["description"] = " ".join(made["description"].split("\n\n")[0].split()).replace("``", "`")
+        first_paragraph = (schema["cls"].__doc__ or "").split("\n\n")[0]
+        made["description"] = " ".join(first_paragraph.split()).replace("``", "`")
         if (name := getattr(schema["cls"], "name", None)) in RULES:
             made["properties"] = {"rule": {"const": name}, **made["properties"]}
             made["required"] = ["rule"]
@@ -53,7 +55,7 @@ def schema() -> dict[str, Any]:
         "type": "object",
         "required": [*head, *made["required"]],
         "properties": {**head, **made["properties"]},
-        "$defs": made["$defs"],
+        "$defs": {name: {k: v for k, v in part.items() if k != "title"} for name, part in made["$defs"].items()},
     }
 
 

@@ -195,3 +195,7 @@ def _check_point(point: OperatingPoint, tree: TreeFile, here: str) -> None:
     own = point.own
     if own is not None and not (len(own) == len(set(own)) == point.nodes and all(0 <= i < nodes for i in own)):
         raise InputError(f'{here}: "own" must be {point.nodes} different numbers of paths, 0..{nodes - 1}')
+    try:
+        tree.tree_of(point)
+    except InputError as error:
+        raise InputError(f'{here}: "own": {error}') from None

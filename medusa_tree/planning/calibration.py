@@ -80,7 +80,7 @@ class _Meta:
     """The text of a calibration, but for its version."""
 
     candidates: Annotated[Whole, Field(le=LARGEST_RANK + 1)]
-    latency: Object
+    latency: dict[str, Any]  # which LatencyGrid reads
     acceptance: RuleJson = GREEDY
     provenance: Object = field(default_factory=dict)
     shape: ModelShape | None = None

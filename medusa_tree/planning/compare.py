@@ -54,8 +54,10 @@ def read_paths(where: Path) -> CandidateTree:
         raise InputError(f"{where}: holds no list of paths; {PATHS}")
     try:
         return CandidateTree.by_depth(paths)
-    except (InputError, TypeError) as error:  # a TypeError where paths of other things than numbers are sorted
+    except InputError as error:
         raise InputError(f"{where}: {error}") from None
+    except TypeError:  # what cannot be sorted
+        raise InputError(f"{where}: a path is not a list of whole numbers; {PATHS}") from None
 
 
 def published_tree(name: str) -> CandidateTree:

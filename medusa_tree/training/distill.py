@@ -14,6 +14,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from medusa_runtime.errors import InputError, out_of_memory
 from medusa_runtime.files import write_beside
+from medusa_runtime.reading import parse_json
 
 from ..profiling.corpus import Prompt, tokenize
 
@@ -132,8 +133,8 @@ def join_answers(folder: Path, output: Path) -> None:
 def is_answers(path: Path) -> bool:
     """Whether a file holds answers already made, as :func:`join_answers` writes them."""
     try:
-        with path.open(encoding="utf-8") as file:
-            first = json.loads(file.readline())
+        with path.open(encoding="utf-8-sig") as file:
+            first = parse_json(file.readline(), str(path))
     except (OSError, ValueError):
         return False
     return isinstance(first, dict) and "response_ids" in first
