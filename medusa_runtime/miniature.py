@@ -115,10 +115,10 @@ def shrunk(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def _sized(was: Any, size: int) -> Any:
-    """The size in the place of ``was``: in a list for each layer, and no larger than it where it counts something."""
+    """The size in the place of ``was``: in a list for each layer, and no larger than it, but for the context and the switch."""
     if isinstance(was, (list, tuple)):
         return [_sized(w, size) for w in was]
-    return type(was)(min(was, size))
+    return type(was)(size if size in (POSITIONS, SWITCH) else min(was, size))
 
 
 def _layers(config: PreTrainedConfig) -> tuple[int, int]:

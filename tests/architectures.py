@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -59,24 +60,24 @@ LONGROPE = {
 WINDOWED = {"use_sliding_window": True, "sliding_window": 4096, "max_window_layers": 1}
 # Other configs of the same classes: windows, RoPE whose frequencies depend on the length, shared caches.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama, dynamic RoPE": ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}}),
-    "llama, YaRN": ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 2048}}),
-    "llama, longrope": ("llama", {"head_dim": 96, **LONGROPE}),
-    "phi3, longrope": ("phi3", LONGROPE),
-    "phimoe, longrope": ("phimoe", {"head_dim": 96, **LONGROPE}),
-    "minicpm3, longrope": ("minicpm3", LONGROPE),
-    "phi3, sliding window": ("phi3", {"sliding_window": 2047}),
-    "mixtral, sliding window": ("mixtral", {"sliding_window": 4096}),
-    "starcoder2, sliding window": ("starcoder2", {"sliding_window": 4096}),
-    "qwen2, sliding window": ("qwen2", WINDOWED),
-    "qwen2_moe, sliding window": ("qwen2_moe", WINDOWED),
-    "qwen3, sliding window": ("qwen3", WINDOWED),
-    "qwen3_moe, sliding window": ("qwen3_moe", WINDOWED),
-    "doge, sliding window": ("doge", {"sliding_window": 1024}),
-    "bert, no decoder": ("bert", {}),
-    "minimax_m3_vl_text, sparse": ("minimax_m3_vl_text", {"layer_types": ["full_attention", "minimax_m3_sparse"] * 30}),
-    "gemma4_text, shared caches": ("gemma4_text", {"num_kv_shared_layers": 10}),
-    "gpt2, cross-attention scale": ("gpt2", {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True}),
+    "llama (dynamic RoPE)": ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}}),
+    "llama (YaRN)": ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 2048}}),
+    "llama (longrope)": ("llama", {"head_dim": 96, **LONGROPE}),
+    "phi3 (longrope)": ("phi3", LONGROPE),
+    "phimoe (longrope)": ("phimoe", {"head_dim": 96, **LONGROPE}),
+    "minicpm3 (longrope)": ("minicpm3", LONGROPE),
+    "phi3 (sliding window)": ("phi3", {"sliding_window": 2047}),
+    "mixtral (sliding window)": ("mixtral", {"sliding_window": 4096}),
+    "starcoder2 (sliding window)": ("starcoder2", {"sliding_window": 4096}),
+    "qwen2 (sliding window)": ("qwen2", WINDOWED),
+    "qwen2_moe (sliding window)": ("qwen2_moe", WINDOWED),
+    "qwen3 (sliding window)": ("qwen3", WINDOWED),
+    "qwen3_moe (sliding window)": ("qwen3_moe", WINDOWED),
+    "doge (sliding window)": ("doge", {"sliding_window": 1024}),
+    "bert (no decoder)": ("bert", {}),
+    "minimax_m3_vl_text (sparse)": ("minimax_m3_vl_text", {"layer_types": ["full_attention", "minimax_m3_sparse"] * 30}),
+    "gemma4_text (shared caches)": ("gemma4_text", {"num_kv_shared_layers": 10}),
+    "gpt2 (scores scaled by layer)": ("gpt2", {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True}),
 }  # fmt: skip
 # What cannot be built here, and why. A new one does not join them by itself: the test fails.
 NOT_BUILT = {
@@ -86,15 +87,15 @@ NOT_BUILT = {
     "musicgen_melody": "its default config is not valid",
     "qwen4_exp": "its default config leaves sizes open",
     "qwen4_exp_text": "its default config leaves sizes open",
-    "zamba": "its shared layers cannot be tied in a small one",
 }
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """kind: equal, refused or not built; or different, which must not be. why: in words. distinct: tokens in the text."""
+    """kind: equal, refused or not built; or different, which must not be. why: in words. distinct: of a text's tokens, the share
+    that are not repeated."""
 
-    name: str
+    label: str
     kind: str
     why: str = ""
     distinct: float = 0.0
@@ -146,7 +147,9 @@ def walk(name: str, said: dict[str, Any], label: str) -> Outcome:
     except InputError as error:
         return Outcome(label, "refused", str(error).removeprefix(f"{name}: "))
     generator = torch.Generator().manual_seed(7)
-    prompts = [[torch.randint(4, VOCAB - 1, (n,), generator=generator).tolist() for n in lengths] for lengths, _ in CASES]
+    prompts = [
+        [torch.randint(4, VOCAB - 1, (n,), generator=generator).tolist() for n in lengths] for lengths, _ in CASES
+    ]
     want = references(base, prompts)
     for pair, (_, new), texts in zip(prompts, CASES, want, strict=True):
         for tree in (CandidateTree(), TREE):
@@ -169,18 +172,62 @@ def near_tie(base: PreTrainedModel, prompt: list[int], right: list[int], got: li
     return float(logits[right[at]] - logits[got[at]]) < NEAR_TIE * float(logits.std())
 
 
-def outcomes() -> list[Outcome]:
-    plain = [walk(name, SAID.get(name, {}), name) for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES]
-    return plain + [walk(name, said, label) for label, (name, said) in VARIANTS.items()]
+@cache
+def outcome(label: str) -> Outcome:
+    """Of an architecture, or a variant of one."""
+    name, said = VARIANTS[label] if label in VARIANTS else (label, SAID.get(label, {}))
+    return walk(name, said, label)
+
+
+LABELS = [*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *VARIANTS]
+REASONS = {  # what an error's words come to
+    "attention interface": "their attention does not go through transformers' attention interface",
+    "layers, which": "layers of other kinds",
+    "attention sinks": "attention sinks",
+    "own forward": "draft models, which cannot run without another model's cache",
+    "called without tree_context": "layers that do not hand on what their attention is told",
+    "does not run with": "layers that share caches, or are more than the config says",
+    "is not run as": "what they give here is not what they give in transformers (a window or a mask only in transformers' mask, "
+    "positions that do not count from 0, a state beside the KV cache)",
+}
+
+
+def summary() -> str:
+    """The section of docs/runtime.md that this file writes."""
+    seen = [outcome(label) for label in LABELS]
+    kinds = defaultdict(list)
+    for o in seen:
+        kinds[o.label in VARIANTS, o.kind].append(o)
+    counts = ", ".join(f"**{len(kinds[False, kind])} {kind}**" for kind in ("equal", "refused", "not built"))
+    lines = [
+        f"transformers {transformers.__version__}, {len(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)} architectures: {counts}.",
+        "",
+    ]
+    lines += ["Equal: " + ", ".join(f"`{o.label}`" for o in kinds[False, "equal"]) + ".", "", "Refused:", ""]
+    by_reason = defaultdict(list)
+    for o in kinds[False, "refused"]:
+        by_reason[next(words for part, words in REASONS.items() if part in o.why)].append(f"`{o.label}`")
+    lines += [f"- {reason} ({len(names)}): {', '.join(names)}." for reason, names in by_reason.items()]
+    lines += [
+        "",
+        "Not built: " + "; ".join(f"`{o.label}` ({NOT_BUILT[o.label]})" for o in kinds[False, "not built"]) + ".",
+        "",
+    ]
+    lines += [
+        f"Other configs, {kind}: " + ", ".join(o.label for o in kinds[True, kind]) + "."
+        for kind in ("equal", "refused")
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def in_docs(text: str) -> tuple[str, str, str]:
+    """What stands before the section, in it, and behind it."""
+    before, rest = text.split(BEGIN)
+    held, behind = rest.split(END)
+    return before + BEGIN, held, END + behind
 
 
 if __name__ == "__main__":
-    import time
-
     transformers.logging.set_verbosity_error()
-    begin = time.time()
-    import sys
-    names = sys.argv[1:]
-    for o in (outcomes() if not names else [walk(n, SAID.get(n, {}), n) if n not in VARIANTS else walk(*VARIANTS[n], n) for n in names]):
-        print(o.kind, o.name, o.why[:250], "" if not o.distinct else f"{o.distinct:.2f}")
-    print(time.time() - begin)
+    before, _, behind = in_docs(DOCS.read_text())
+    DOCS.write_text(before + summary() + behind)

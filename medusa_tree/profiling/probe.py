@@ -185,20 +185,20 @@ def probe(
     model's greedy root, and the heads' proposal there.
 
     Args:
-        room: tokens that there are positions for behind the prompt. Nodes beyond them stand at the last one, and mean nothing: of
-            a tree D deep, the first ``room`` - D tokens are judged right. By default, room for all.
+        room: tokens that the text was given behind the prompt; by default T. Where the context ends with them, the first
+            ``room`` - H tokens are judged right, as nodes behind the rest stand at positions that do not exist.
 
     Returns:
         accepted (T, N) bool, closed under parents; hidden (T, d), the state that each token was decided from.
     """
     device, total = model.device, len(text)
-    last = len(prompt) + (total + tree.depth + 1 if room is None else room) - 1
+    ceiling = len(prompt) + (room or total)
     branches = Branches()
     before = -1
     for token in [*prompt, *text[:-1]]:  # nothing is decided behind the last
         before = branches.child(before, token)
     first = before + 1 - total  # the node that the first token is decided behind
-    hidden, logits = _run(model, branches, first, last)
+    hidden, logits = _run(model, branches, first, ceiling)
     log_p = log_probabilities(rule, logits)  # of the branches from ``first`` on
     width = min(tree.width, model.medusa_heads.rows)
     proposals = propose(model.medusa_heads, hidden, tree.depth, width).transpose(0, 1).cpu().numpy()
@@ -210,7 +210,7 @@ def probe(
     for depth in range(1, tree.depth + 1):
         done = first + len(log_p)
         if len(branches.tokens) > done:
-            log_p = torch.cat([log_p, log_probabilities(rule, _run(model, branches, done, last)[1])])
+            log_p = torch.cat([log_p, log_probabilities(rule, _run(model, branches, done, ceiling)[1])])
         bar = threshold(rule, log_p)
         nodes = np.flatnonzero((tree.depths == depth) & (tree.ranks < width))
         above = tree.parents[nodes]
@@ -225,14 +225,14 @@ def probe(
     return accepted[:, 1:], hidden
 
 
-def _run(model: MedusaModel, branches: Branches, done: int, last: int) -> tuple[Tensor, Tensor]:
-    """All branches through the model in one pass, none at a position behind the ``last``: hidden (Q - done, d) and logits
-    (Q - done, V) of those not ``done``."""
+def _run(model: MedusaModel, branches: Branches, done: int, ceiling: int) -> tuple[Tensor, Tensor]:
+    """All branches through the model in one pass: hidden (Q - done, d) and logits (Q - done, V) of those not ``done``.
+    ``ceiling`` is the most tokens that the text may come to."""
     count, device = len(branches.tokens), model.device
     layers = model.base.config.get_text_config().num_hidden_layers
     cache = TreeCache(layers, count, 1, device)
+    cache.slots.ceiling = ceiling
     context = AttentionContext(cache.slots, branches.mask(device))
     tokens = torch.tensor([branches.tokens], device=device)
-    keep = torch.arange(done, count, device=device)
-    hidden, logits = model(tokens, cache, context, keep, last=torch.tensor([last], device=device))
+    hidden, logits = model(tokens, cache, context, keep=torch.arange(done, count, device=device))
     return hidden[0], logits[0]
