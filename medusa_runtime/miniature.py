@@ -45,9 +45,11 @@ SIZES: tuple[tuple[int, tuple[str, ...]], ...] = (
         "num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_k", "moe_topk", "n_group", "zero_expert_num",
         "index_topk_blocks",
     )),
-    (1, ("topk_group", "first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")),
+    (1, ("num_layers_per_stack", "topk_group", "first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")),
 )  # fmt: skip
-QUERY_HEADS = ("num_attention_heads", "n_head", "n_heads", "num_attention_heads_per_layer")
+QUERY_HEADS = (
+    "num_attention_heads", "n_head", "n_heads", "num_attention_heads_per_layer", "encoder_attention_heads", "decoder_attention_heads",
+)  # fmt: skip
 KEY_HEADS = ("num_key_value_heads", "num_kv_heads", "num_global_key_value_heads")
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 LAYER_NUMBERS = ("moe_layers", "mlp_only_layers", "full_attn_idxs", "cross_attention_layers")
@@ -76,6 +78,8 @@ def shrunk(config: PreTrainedConfig) -> PreTrainedConfig:
     small |= {key: _sized(said[key], HEADS) for key in QUERY_HEADS if said.get(key)}
     queries = next((said[k] for k in QUERY_HEADS if said.get(k)), None)
     small |= {key: min(said[key], HEADS if said[key] == queries else 2) for key in KEY_HEADS if said.get(key)}
+    if "qk_rope_head_dim" in said:
+        small |= {k: s for k, s in (("qk_head_dim", 2 * RANK), ("head_dim", RANK)) if k in said}
     width = small.get("head_dim") or small.get("hidden_size", WIDTH) // small.get("num_attention_heads", HEADS)
     for key, value in said.items():
         if key in LAYERS:
@@ -88,8 +92,6 @@ def shrunk(config: PreTrainedConfig) -> PreTrainedConfig:
             small[key] = _shrunk_rope(value, width)
         elif key.endswith(("_token_id", "_index", "_token_ids")):  # within the vocabulary
             small[key] = [min(i, VOCAB - 1) for i in value] if isinstance(value, list) else min(value, VOCAB - 1)
-    if "qk_rope_head_dim" in said:
-        small |= {k: s for k, s in (("qk_head_dim", 2 * RANK), ("head_dim", RANK)) if k in said}
     if "num_kv_shared_layers" in said:
         small["num_kv_shared_layers"] = kept // 2
     if "max_window_layers" in said:
@@ -113,10 +115,10 @@ def shrunk(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def _sized(was: Any, size: int) -> Any:
-    """The size in the place of ``was``: in a list for each layer, and no larger than it where it counts something."""
+    """The size in the place of ``was``: in a list for each layer, and no larger than it, but for the context and the switch."""
     if isinstance(was, (list, tuple)):
         return [_sized(w, size) for w in was]
-    return type(was)(min(was, size))
+    return type(was)(size if size in (POSITIONS, SWITCH) else min(was, size))
 
 
 def _layers(config: PreTrainedConfig) -> tuple[int, int]:
@@ -135,12 +137,15 @@ def _layers(config: PreTrainedConfig) -> tuple[int, int]:
 
 def _shrunk_rope(rope: dict[str, Any], width: int) -> dict[str, Any]:
     """RoPE's parameters, for all layers or by their kind, of heads ``width`` wide."""
-    small = dict(rope)
+    small, frequencies = dict(rope), int(width * rope.get("partial_rotary_factor", 1.0)) // 2
     for key, value in rope.items():
         if isinstance(value, dict):
             small[key] = _shrunk_rope(value, width)
-        elif key in ("short_factor", "long_factor"):  # a factor for each frequency
-            small[key] = value[: int(width * rope.get("partial_rotary_factor", 1.0)) // 2]
+        elif key in ("short_factor", "long_factor"):  # one for each frequency
+            small[key] = value[:frequencies]
+        elif key == "mrope_section":  # they sum to the frequencies
+            third = frequencies // 3
+            small[key] = [frequencies - 2 * third, third, third]
         elif key == "original_max_position_embeddings":
             small[key] = SWITCH
     return small

@@ -93,8 +93,7 @@ def device_step(model: TreeModel, state: State, tree: TreeBuffers, rule: Rule) -
         candidates = propose(model.medusa_heads, state.hidden, tree.depth, tree.width).to(tokens.device)
         drafted = candidates.transpose(0, 1).reshape(batch, -1)[:, tree.picks]
         tokens = torch.cat([tokens, drafted], dim=1)
-    last = None if state.left is None else slots.lengths + state.left - 1
-    hidden, logits = model(tokens, state.cache, AttentionContext(slots, tree.mask), last=last)
+    hidden, logits = model(tokens, state.cache, AttentionContext(slots, tree.mask))
     best, root, sound = accept(rule, logits, tokens, tree, slots.lengths, state.streams)
     path, accepted = tree.retrieval[best], tree.depths[best]
     text = tokens.gather(1, path)

@@ -66,6 +66,7 @@ class TreeModel(nn.Module):
         self.name, self.heads_name = name, heads_name
         self.commit: str | None = commit or getattr(base.config, "_commit_hash", None)
         self.heads_commit = heads_commit
+        self.rope_switch = _rope_switch(base)  # tokens, behind which all of RoPE's frequencies are others; or None
         # The heads read what the output layer reads; catching it there holds for every architecture.
         self.catching = output.register_forward_pre_hook(self._catch_hidden)
         self._hidden: Tensor | None = None
@@ -104,17 +105,10 @@ class TreeModel(nn.Module):
         """Longest sequence the model's config allows, or None where it names none."""
         return getattr(self.base.config.get_text_config(), "max_position_embeddings", None)
 
-    @property
-    def rope_switch(self) -> int | None:
-        """The length behind which all of RoPE's frequencies are others (longrope), or None."""
-        config = self.base.config.get_text_config()
-        rope = getattr(config, "rope_parameters", None) or {}
-        lengths = [
-            r.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
-            for r in (rope, *rope.values())
-            if isinstance(r, dict) and r.get("rope_type") == "longrope"
-        ]
-        return min(filter(None, lengths), default=None)
+    def positions(self, ceiling: int) -> int | None:
+        """How many positions passes may use where no text grows longer than ``ceiling``: a text that stays before the RoPE's
+        switch has those before it, and any other all that there are; None for no bound."""
+        return self.rope_switch if self.rope_switch is not None and ceiling <= self.rope_switch else self.max_context
 
     def _in_one_place(self) -> bool:
         """Whether one device holds all weights whole: neither spread over devices, nor offloaded, nor split over processes."""
@@ -148,12 +142,7 @@ class TreeModel(nn.Module):
         return TreeCache(layers, capacity, batch, self.device, static, self.fixed, self.triton)
 
     def forward(
-        self,
-        tokens: Tensor,
-        cache: TreeCache,
-        context: AttentionContext,
-        keep: Tensor | int = 0,
-        last: Tensor | None = None,
+        self, tokens: Tensor, cache: TreeCache, context: AttentionContext, keep: Tensor | int = 0
     ) -> tuple[Tensor, Tensor]:
         """One pass over new tokens, whose keys and values go into the cache behind the accepted ones.
 
@@ -161,8 +150,6 @@ class TreeModel(nn.Module):
             tokens: (B, Q) int64, a tree's or, right-padded, prompts.
             context: of the cache's slots, and what each token may look at.
             keep: columns to compute logits for, an index tensor; 0 for all.
-            last: (B,) int64, the last position that each sequence's text will reach; by default the model's last. Nodes
-                beyond it count for nothing, and stand there, so that no pass uses a position that does not exist.
 
         Returns:
             hidden (B, kept, d), what the output layer read; logits (B, kept, V).
@@ -178,10 +165,8 @@ class TreeModel(nn.Module):
             depths = torch.arange(tokens.shape[1], device=tokens.device)
             return self._pass(tokens, context.slots.lengths[:, None] + depths, cache, context, keep)
         positions = context.slots.lengths[:, None] + context.tree.depths
-        if last is not None:
-            positions = torch.minimum(positions, last[:, None])
-        if self.max_context is not None:
-            positions = positions.clamp(max=self.max_context - 1)
+        if (room := self.positions(context.slots.ceiling)) is not None:
+            positions = positions.clamp(max=room - 1)  # nodes that no text reaches: none is used that does not exist
         return self._tree_pass(tokens, positions, cache, context, keep)
 
     def _pass(
@@ -220,6 +205,15 @@ def check_architecture(base: PreTrainedModel, name: str) -> None:
             f"{name}: has {', '.join(sorted(kinds - SUPPORTED_LAYERS))} layers, which tree attention cannot run; "
             f"it runs {' and '.join(sorted(SUPPORTED_LAYERS))}"
         )
+
+
+def _rope_switch(base: PreTrainedModel) -> int | None:
+    """The length behind which a model with longrope takes its long frequencies."""
+    config = base.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}  # of all layers, or by their kind
+    own = getattr(config, "original_max_position_embeddings", None)
+    kinds = [r for r in (rope, *rope.values()) if isinstance(r, dict) and r.get("rope_type") == "longrope"]
+    return min(filter(None, (r.get("original_max_position_embeddings") or own for r in kinds)), default=None)
 
 
 def _whole(weight: Any) -> Any:

@@ -107,7 +107,7 @@ def _probe_all(
         texts = generate(model, [prompts[i] for i in batch], text_tree, max_new_tokens + ahead, rule=rule).tokens
         for i, text in zip(batch, texts, strict=True):
             kept = min(len(text), max_new_tokens)
-            accepted, hidden = probe(model, prompts[i], text, tree, rule)
+            accepted, hidden = probe(model, prompts[i], text, tree, rule, max_new_tokens + ahead)
             tokens = torch.tensor(text, device=model.device)
             ranks = ranks_of(model, hidden[:, None], tokens[:, None], [len(text)], candidates)[0]
             probed[i] = ranks[:kept], accepted[:kept]
@@ -174,21 +174,31 @@ class Branches:
 
 @torch.inference_mode()
 def probe(
-    model: MedusaModel, prompt: Sequence[int], text: Sequence[int], tree: CandidateTree, rule: Typical
+    model: MedusaModel,
+    prompt: Sequence[int],
+    text: Sequence[int],
+    tree: CandidateTree,
+    rule: Typical,
+    room: int | None = None,
 ) -> tuple[npt.NDArray[np.bool_], Tensor]:
     """What a decoding step would accept of the tree at each of the text's T tokens: with the text before it as it is, the
     model's greedy root, and the heads' proposal there.
+
+    Args:
+        room: tokens that the text was given behind the prompt; by default T. Where the context ends with them, the first
+            ``room`` - H tokens are judged right, as nodes behind the rest stand at positions that do not exist.
 
     Returns:
         accepted (T, N) bool, closed under parents; hidden (T, d), the state that each token was decided from.
     """
     device, total = model.device, len(text)
+    ceiling = len(prompt) + (room or total)
     branches = Branches()
     before = -1
     for token in [*prompt, *text[:-1]]:  # nothing is decided behind the last
         before = branches.child(before, token)
     first = before + 1 - total  # the node that the first token is decided behind
-    hidden, logits = _run(model, branches, first)
+    hidden, logits = _run(model, branches, first, ceiling)
     log_p = log_probabilities(rule, logits)  # of the branches from ``first`` on
     width = min(tree.width, model.medusa_heads.rows)
     proposals = propose(model.medusa_heads, hidden, tree.depth, width).transpose(0, 1).cpu().numpy()
@@ -200,7 +210,7 @@ def probe(
     for depth in range(1, tree.depth + 1):
         done = first + len(log_p)
         if len(branches.tokens) > done:
-            log_p = torch.cat([log_p, log_probabilities(rule, _run(model, branches, done)[1])])
+            log_p = torch.cat([log_p, log_probabilities(rule, _run(model, branches, done, ceiling)[1])])
         bar = threshold(rule, log_p)
         nodes = np.flatnonzero((tree.depths == depth) & (tree.ranks < width))
         above = tree.parents[nodes]
@@ -215,11 +225,13 @@ def probe(
     return accepted[:, 1:], hidden
 
 
-def _run(model: MedusaModel, branches: Branches, done: int) -> tuple[Tensor, Tensor]:
-    """All branches through the model in one pass: hidden (Q - done, d) and logits (Q - done, V) of those not ``done``."""
+def _run(model: MedusaModel, branches: Branches, done: int, ceiling: int) -> tuple[Tensor, Tensor]:
+    """All branches through the model in one pass: hidden (Q - done, d) and logits (Q - done, V) of those not ``done``.
+    ``ceiling`` is the most tokens that the text may come to."""
     count, device = len(branches.tokens), model.device
     layers = model.base.config.get_text_config().num_hidden_layers
     cache = TreeCache(layers, count, 1, device)
+    cache.slots.ceiling = ceiling
     context = AttentionContext(cache.slots, branches.mask(device))
     tokens = torch.tensor([branches.tokens], device=device)
     hidden, logits = model(tokens, cache, context, keep=torch.arange(done, count, device=device))
