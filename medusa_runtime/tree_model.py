@@ -70,9 +70,7 @@ class TreeModel(nn.Module):
         # The heads read what the output layer reads; catching it there holds for every architecture.
         self.catching = output.register_forward_pre_hook(self._catch_hidden)
         self._hidden: Tensor | None = None
-        self.turn = (
-            RLock()
-        )  # held for a pass, and for a step: what a pass leaves on the model is one request's at a time
+        self.turn = RLock()  # held for a pass, and for a step: what a pass leaves here is one request's at a time
         self.triton = attention.triton_serves(self.device)
         self.graphs = self.device.type == "cuda" and self._in_one_place()
         self.workspace: object | None = None  # what :mod:`medusa_runtime.graph` keeps from one request to the next
@@ -154,20 +152,17 @@ class TreeModel(nn.Module):
         Returns:
             hidden (B, kept, d), what the output layer read; logits (B, kept, V).
         """
-        with self.turn:
-            return self._placed_pass(tokens, cache, context, keep, last)
-
-    def _placed_pass(
-        self, tokens: Tensor, cache: TreeCache, context: AttentionContext, keep: Tensor | int, last: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """A pass with each token at its position."""
+        lengths = context.slots.lengths[:, None]
         if context.tree is None:
-            depths = torch.arange(tokens.shape[1], device=tokens.device)
-            return self._pass(tokens, context.slots.lengths[:, None] + depths, cache, context, keep)
-        positions = context.slots.lengths[:, None] + context.tree.depths
-        if (room := self.positions(context.slots.ceiling)) is not None:
-            positions = positions.clamp(max=room - 1)  # nodes that no text reaches: none is used that does not exist
-        return self._tree_pass(tokens, positions, cache, context, keep)
+            run, positions = self._pass, lengths + torch.arange(tokens.shape[1], device=tokens.device)
+        else:
+            run, positions = self._tree_pass, lengths + context.tree.depths
+            if (room := self.positions(context.slots.ceiling)) is not None:
+                positions = positions.clamp(
+                    max=room - 1
+                )  # nodes that no text reaches: none is used that does not exist
+        with self.turn:
+            return run(tokens, positions, cache, context, keep)
 
     def _pass(
         self, tokens: Tensor, positions: Tensor, cache: TreeCache, context: AttentionContext, keep: Tensor | int
