@@ -24,6 +24,7 @@ from .tree import CandidateTree
 from .tree_model import TreeModel
 from .treefile import TreeFile
 
+LONGEST = 800  # characters of another library's error
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 UNLOADABLE = (  # what transformers raises at a config, weights or a tokenizer that it cannot make sense of
     OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, ImportError, StrictDataclassError,
@@ -67,7 +68,7 @@ def load_base(source: Source, **kwargs: Any) -> tuple[PreTrainedModel, PreTraine
         )
         return base, AutoTokenizer.from_pretrained(where, **theirs)
     except UNLOADABLE as error:
-        raise InputError(f"{where}: cannot be loaded as a causal LM with its tokenizer: {error}") from None
+        raise InputError(f"{where}: cannot be loaded as a causal LM with its tokenizer: {str(error)[:LONGEST]}") from None
 
 
 class MedusaModel(TreeModel):
