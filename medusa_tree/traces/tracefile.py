@@ -20,7 +20,7 @@ from medusa_runtime.errors import InputError
 from medusa_runtime.files import write_beside
 from medusa_runtime.reading import Flag, adapter, shown
 
-from ..rows import read_entries
+from ..rows import ending, read_entries
 from .table import MISS
 from .trace import RankTrace
 
@@ -29,7 +29,7 @@ LARGEST_RANK = int(np.iinfo(np.int16).max) - 1
 
 
 def read_trace(path: Path, seed: int = 0) -> RankTrace:
-    """Read a rank trace; the ending decides.
+    """Read a rank trace; the ending decides (see :func:`medusa_tree.rows.ending`).
 
     ``.npz``: ``ranks`` (P, H) whole numbers, ``starts`` (S + 1,), and where known ``held_out`` (S,) bool and ``candidates``.
     A calibration is one. ``.jsonl``: one sequence a line, {"ranks": [[0, 2, -1], ...]}, with "held_out": true or false and
@@ -39,9 +39,10 @@ def read_trace(path: Path, seed: int = 0) -> RankTrace:
     Raises:
         InputError: names the file, the line or array, and the row.
     """
-    if path.suffix == ".jsonl":
+    kind = ending(path)
+    if kind == ".jsonl":
         return _from_lines(path, seed)
-    if path.suffix == ".npz":
+    if kind == ".npz":
         arrays = load_arrays(path)
         return trace_of(arrays, path, seed)
     raise InputError(f"{path}: a rank trace is an .npz or a .jsonl; docs/formats.md shows both")
