@@ -105,6 +105,11 @@ class TreeModel(nn.Module):
         return getattr(self.base.config.get_text_config(), "max_position_embeddings", None)
 
     @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding table, padding included; a tokenizer may know fewer tokens, or have been given more."""
+        return int(self.base.config.get_text_config().vocab_size)
+
+    @property
     def rope_switch(self) -> int | None:
         """The length behind which all of RoPE's frequencies are others (longrope), or None."""
         config = self.base.config.get_text_config()
