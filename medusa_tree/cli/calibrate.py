@@ -10,7 +10,7 @@ import click
 
 from .acceptance import Acceptance, acceptance_options
 from .budget import Bounds, budget_options
-from .common import FILE, check_output, progress_bars, stderr, together
+from .common import FILE, check_output, progress_bars, stderr, together, warn_of_cut_prompts
 from .model import ModelSource, model_options
 
 if TYPE_CHECKING:
@@ -96,11 +96,14 @@ def calibrate(
         )
     model = source.load()
     from medusa_tree.profiling.calibrate import calibrate as run
+    from medusa_tree.profiling.tokens import fitted
 
+    prompts = fitted(model, texts, asked.max_new_tokens)
+    warn_of_cut_prompts(prompts)
     names = (source.model, source.heads)
     with progress_bars() as report:
         made = run(
-            model, texts, held_out, profiling, Timing(batch, context), budget, names, report, lambda made: _keep(made, output)
+            model, prompts, held_out, profiling, Timing(batch, context), budget, names, report, lambda made: _keep(made, output)
         )  # fmt: skip
     for load in made.left_out:
         stderr().print(f"[yellow]Left out: {load}.[/yellow]")
