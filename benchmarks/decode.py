@@ -28,7 +28,8 @@ from medusa_runtime import CandidateTree, MedusaModel
 from medusa_runtime.treefile import read_tree
 from medusa_tree.bundled import resolve_corpus, resolve_model
 from medusa_tree.devices.measure import synchronize
-from medusa_tree.profiling.corpus import hold_out, read_corpus, tokenize
+from medusa_tree.profiling.corpus import hold_out, read_corpus
+from medusa_tree.profiling.tokens import tokenize
 from medusa_tree.traces.bootstrap import rate_ratio
 
 LOOKUP = 10  # tokens that transformers' prompt lookup drafts a step, as its documentation has it

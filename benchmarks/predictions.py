@@ -35,8 +35,9 @@ from medusa_tree.planning.budget import Budget
 from medusa_tree.planning.calibration import Calibration
 from medusa_tree.planning.offers import estimate, full_order
 from medusa_tree.planning.plan import plan
-from medusa_tree.profiling.corpus import hold_out, read_corpus, tokenize
+from medusa_tree.profiling.corpus import hold_out, read_corpus
 from medusa_tree.profiling.profile import profile
+from medusa_tree.profiling.tokens import tokenize
 from medusa_tree.traces.bootstrap import bootstrap, ratio_interval
 from medusa_tree.traces.replay import replay
 from medusa_tree.traces.trace import RankTrace

@@ -18,8 +18,9 @@ from medusa_runtime.buffers import TreeBuffers
 from medusa_runtime.decode import prefill
 from medusa_runtime.step import propose, step
 from medusa_tree.bundled import resolve_corpus, resolve_model
-from medusa_tree.profiling.corpus import read_corpus, tokenize
+from medusa_tree.profiling.corpus import read_corpus
 from medusa_tree.profiling.profile import profile
+from medusa_tree.profiling.tokens import tokenize
 
 
 @torch.inference_mode()

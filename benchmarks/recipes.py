@@ -25,8 +25,9 @@ from medusa_runtime import CandidateTree, MedusaModel
 from medusa_tree.bundled import resolve_corpus, resolve_model
 from medusa_tree.devices.measure import device_name
 from medusa_tree.planning.offers import estimate, full_order
-from medusa_tree.profiling.corpus import read_corpus, tokenize
+from medusa_tree.profiling.corpus import read_corpus
 from medusa_tree.profiling.profile import profile
+from medusa_tree.profiling.tokens import tokenize
 from medusa_tree.traces.bootstrap import rate_ratio
 from medusa_tree.traces.replay import replay
 from medusa_tree.training.card import summary

@@ -22,8 +22,9 @@ from medusa_runtime.acceptance.rules import Rule
 from medusa_runtime.tree import CandidateTree
 from medusa_tree.bundled import resolve_corpus, resolve_model
 from medusa_tree.planning.offers import estimate, full_order
-from medusa_tree.profiling.corpus import hold_out, read_corpus, tokenize
+from medusa_tree.profiling.corpus import hold_out, read_corpus
 from medusa_tree.profiling.probe import retake, take_trace
+from medusa_tree.profiling.tokens import tokenize
 from medusa_tree.traces.bootstrap import bootstrap
 from medusa_tree.traces.probetrace import ProbeTrace
 from medusa_tree.traces.replay import Replay, replay

@@ -21,8 +21,9 @@ from medusa_runtime import Greedy, MedusaModel, Typical
 from medusa_runtime.tree import CandidateTree
 from medusa_tree.bundled import resolve_corpus, resolve_model
 from medusa_tree.planning.offers import estimate, full_order
-from medusa_tree.profiling.corpus import hold_out, read_corpus, tokenize
+from medusa_tree.profiling.corpus import hold_out, read_corpus
 from medusa_tree.profiling.profile import profile
+from medusa_tree.profiling.tokens import tokenize
 from medusa_tree.traces.bootstrap import bootstrap, rate_ratio, ratio_interval
 from medusa_tree.validation.texts import log_likelihood
 from medusa_tree.validation.validate import timed_run

@@ -45,11 +45,12 @@ def prefill(
         into: an earlier state of as many sequences, whose memory is used again.
 
     Raises:
-        InputError: an empty prompt, one longer than the cache, logits that are NaN or infinite, or out of memory.
+        InputError: an empty prompt, one longer than the cache, a token that the model does not have, logits that are NaN or infinite, or out of memory.
     """
     lengths = [len(p) for p in prompts]
     if not lengths or min(lengths) == 0:
         raise InputError("a prompt is empty: decoding needs at least one token to start from")
+    check_tokens(prompts, model.vocab_size, model.name)
     longest, batch, device = max(lengths), len(prompts), model.device
     capacity = capacity if into is None else into.cache.slots.capacity
     if longest > capacity:
@@ -159,6 +160,21 @@ def check_context(model: TreeModel, prompts: Sequence[Sequence[int]], new: int) 
         )
 
 
+def check_tokens(prompts: Sequence[Sequence[int]], known: int, model: str, names: Sequence[str] = ()) -> None:
+    """InputError where a prompt has a token id that is not among the ``known`` of the model's embedding table.
+
+    Args:
+        names: what to call each prompt; by default its number.
+    """
+    for i, prompt in enumerate(prompts):
+        if min(prompt) < 0 or max(prompt) >= known:
+            wrong = next(token for token in prompt if not 0 <= token < known)
+            raise InputError(
+                f"{names[i] if names else f'prompt {i + 1}'}: has token {wrong}, and the embedding table of {model} has rows for 0 to "
+                f"{known - 1}; take the model's own tokenizer, without tokens that were added to it alone"
+            )
+
+
 def tree_for(tree: CandidateTree | TreeFile, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> CandidateTree:
     """The tree to decode these prompts with: of a whole tree.json the point for their number, at the context that the
     longest has half-way through."""
@@ -223,7 +239,7 @@ def stream(
             rule has no seed, such as were never used. A sequence keeps its text in any batch if it keeps its number.
 
     Raises:
-        InputError: an empty prompt, more context than the model has, a tree deeper than its heads, or logits that are NaN or
+        InputError: an empty prompt, a token or more context than the model has, a tree deeper than its heads, or logits that are NaN or
             infinite.
     """
     rule = rule_for(tree, rule)

@@ -103,6 +103,11 @@ class TreeModel(nn.Module):
         """Longest sequence the model's config allows, or None where it names none."""
         return getattr(self.base.config.get_text_config(), "max_position_embeddings", None)
 
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding table, padding included; a tokenizer may know fewer tokens, or have been given more."""
+        return int(self.base.config.get_text_config().vocab_size)
+
     def positions(self, ceiling: int) -> int | None:
         """How many positions passes may use where no text grows longer than ``ceiling``: a text that stays before the RoPE's
         switch has those before it, and any other all that there are; None for no bound."""

@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 from medusa_runtime import CandidateTree, MedusaHeads, MedusaModel
 from medusa_runtime.heads.checkpoint import save_heads
 from medusa_tree.bundled import resolve_model
+from medusa_tree.devices.latency import LatencyGrid, LatencyPoint
+from medusa_tree.devices.measure import device_name, grid_trees
 
 torch.set_num_threads(1)
 settings.register_profile("suite", deadline=None, max_examples=40, derandomize=True)
@@ -120,13 +122,30 @@ def model(tmp_path_factory):
     return folder
 
 
+def steady_measure(model, max_nodes, candidates=10, batches=(1,), contexts=(256,), *args, **kwargs):
+    """In the place of devices.measure.measure: step latencies that no other work on the machine can change, and at which trees win."""
+    points = []
+    for batch, context in [(b, c) for b in batches for c in contexts]:
+        for tree in grid_trees(max_nodes, model.num_heads, min(candidates, model.medusa_heads.rows)):
+            seconds = 1e-3 * batch * (1 + 0.01 * tree.nodes + 0.02 * tree.depth)
+            points.append(LatencyPoint(tree.nodes, tree.depth, batch, context, seconds, 0.99 * seconds, 1.01 * seconds))
+    return LatencyGrid(tuple(points), device_name(model.device), str(model.dtype).removeprefix("torch."))
+
+
+@pytest.fixture
+def steady(monkeypatch):
+    monkeypatch.setattr("medusa_tree.devices.measure.measure", steady_measure)
+
+
 @pytest.fixture(scope="session")
 def made(model, tmp_path_factory):
     """A tree.json calibrated by the command line, at batch 1 and 2."""
     from test_cli import calibrate, run
 
     path = tmp_path_factory.mktemp("made") / "tree.json"
-    result = run(*calibrate(model), "--batch", 1, "--batch", 2, "-o", path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("medusa_tree.devices.measure.measure", steady_measure)
+        result = run(*calibrate(model), "--batch", 1, "--batch", 2, "-o", path)
     assert "Head accuracy" in result.output
     assert "chosen tree" in result.output
     assert "64-node list" in result.output

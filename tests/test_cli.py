@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +14,11 @@ from pathlib import Path
 import jsonschema
 import pytest
 from click.testing import CliRunner
-from conftest import tiny_base, tiny_heads
+from conftest import tiny_base, tiny_heads, tiny_model
+from test_checkpoint import save_base
 from test_plan import calibration
 
+from medusa_runtime import InputError
 from medusa_runtime.heads.checkpoint import save_heads
 from medusa_runtime.treefile import read_tree, write_tree
 from medusa_tree.bundled import data_path
@@ -75,7 +78,7 @@ def test_calibrate_writes_tree_calibration_and_plot(made):
     assert made.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_calibrate_json_is_one_object(model, tmp_path):
+def test_calibrate_json_is_one_object(model, tmp_path, steady):
     data = json.loads(run(*calibrate(model), "--json", "-o", tmp_path / "t.json").stdout)
     assert [p["tree"] for p in data["predicted"]] == ["plain decoding", "chain of 4", "64-node list", "chosen tree"]
     assert len(data["head_accuracy"]["top_5"]) == 4
@@ -102,7 +105,7 @@ def test_plan_again_under_another_budget(made, tmp_path):
     assert json.loads((tmp_path / "same.json").read_text())["paths"] == json.loads(made.read_text())["paths"]
 
 
-def test_an_earlier_tree_is_kept_under_a_number(model, calibrated, tmp_path):
+def test_an_earlier_tree_is_kept_under_a_number(model, calibrated, tmp_path, steady):
     out = tmp_path / "tree.json"
     names = lambda: sorted(p.name for p in tmp_path.iterdir())  # noqa: E731
     run("plan", calibrated, "--max-nodes", 3, "-o", out)
@@ -131,16 +134,8 @@ CONFIG = {
 
 
 @pytest.fixture(scope="module")
-def calibrated(made, tmp_path_factory):
-    """The calibration with step latencies that no other work on the machine can change: nodes are cheap, so that trees win."""
-    read = load_calibration(made.with_name("tree.calibration.npz"))
-    points = []
-    for p in read.grid.points:
-        seconds = 1e-3 * p.batch * (1 + 0.01 * p.nodes + 0.02 * p.depth)
-        points.append(replace(p, seconds=seconds, low=0.99 * seconds, high=1.01 * seconds))
-    path = tmp_path_factory.mktemp("calibrated") / "tree.calibration.npz"
-    save_calibration(path, replace(read, latency=replace(read.grid, points=tuple(points))))
-    return path
+def calibrated(made):
+    return made.with_name("tree.calibration.npz")
 
 
 def words(result):
@@ -472,10 +467,89 @@ def test_an_interrupt_leaves_nothing_half_written(model, tmp_path):
     assert list(out.iterdir()) == []
 
 
+@pytest.fixture(scope="module")
+def more_tokens(model, tmp_path_factory):
+    """The model with a token that was added to its tokenizer alone."""
+    from transformers import AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("more") / "model"
+    shutil.copytree(model, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["new"])
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def unreached(*args, **kwargs):
+    pytest.fail("a long step was begun before all input was judged")
+
+
+def test_a_token_that_the_model_does_not_have_is_refused_before_the_work(more_tokens, made, tmp_path, monkeypatch):
+    monkeypatch.setattr("medusa_tree.profiling.calibrate.take_trace", unreached)
+    monkeypatch.setattr("medusa_tree.validation.validate.timed_run", unreached)
+    path = corpus(tmp_path, "c.txt", "3 4\n5 new 6\n7 8\n")
+    table = "line 2: has token 48, and the embedding table of"
+    refused = run(*calibrate(more_tokens), "--corpus", path, "-o", tmp_path / "t.json", code=2)
+    assert table in words(refused)
+    at = ("--model", more_tokens, "--heads", more_tokens / "heads")
+    assert table in words(run("validate", made, *at, "--corpus", path, code=2))
+    assert "prompt 1: has token 48, and the embedding" in words(run("generate", "5 new 6", *at, code=2))
+
+
+@pytest.mark.parametrize("ids", [[[3, 4], [5, 48]], [[3, 4], [-1, 5]], [[3, 4], [10**30]]])
+def test_token_ids_outside_of_the_embedding_table_are_refused(ids):
+    small = tiny_model()
+    with pytest.raises(
+        InputError, match=rf"prompt 2: has token ({ids[1][0]}|48), .* of tiny llama has rows for 0 to 47"
+    ):
+        small.generate(ids, max_new_tokens=4)
+    assert len(small.generate([[3, 4]], max_new_tokens=4).tokens[0]) == 4
+
+
+def test_prompts_that_are_cut_are_counted_said_and_recorded(tmp_path):
+    model = tmp_path / "model"
+    save_base(tiny_base("llama"), model, split=True)
+    save_heads(tiny_heads(tiny_base("llama")), model / "heads", base_model=str(model))
+    lines = [f"{3 + i} {4 + i} {5 + i}" for i in range(10)] + [f"{3 + i} " * 505 for i in range(2)]
+    path = corpus(tmp_path, "c.txt", "\n".join(lines))
+    out = tmp_path / "t.json"
+    told = words(run(*calibrate(model), "--corpus", path, "--max-new-tokens", 8, "--max-nodes", 4, "-o", out))
+    said = "2 of 12 prompts are longer than the 500 tokens that the model has room for beside new ones; their beginnings were cut."
+    assert told.count(said) == 1
+    assert json.loads(out.read_text())["provenance"]["corpus"]["cut"] == 2
+    validate = ("validate", out, "--corpus", path, "--max-new-tokens")
+    assert words(run(*validate, 8, "--prompts", 11)).count(said.replace("2 of 12", "1 of 11")) == 1
+    assert "beginnings" not in run(*validate, 3, "--prompts", 11).output
+
+
+def test_a_chat_without_a_template_is_refused_by_every_command(model, made, tmp_path, monkeypatch):
+    monkeypatch.setattr("medusa_tree.profiling.calibrate.take_trace", unreached)
+    turns = [json.dumps({"turns": [f"{i} 4"]}) for i in range(3, 9)]
+    path = corpus(tmp_path, "c.jsonl", "\n".join(turns))
+    refused = "is a conversation, but the tokenizer has no chat template"
+    given = "give plain text: a line of a .txt"
+    for args in (
+        (*calibrate(model), "--corpus", path, "-o", tmp_path / "t.json"),
+        ("validate", made, "--corpus", path),
+        ("generate", "3 4", "--chat", "--model", model),
+    ):
+        told = words(run(*args, code=2))
+        assert refused in told
+        assert given in told
+    assert [p.name for p in tmp_path.iterdir()] == ["c.jsonl"]
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_the_work(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("medusa_tree.profiling.calibrate.take_trace", unreached)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert "cannot be written to" in words(run(*calibrate(model), "-o", tmp_path / "t.json", code=2))
+
+
 def test_a_chat_corpus_goes_through_the_template(tmp_path):
     from transformers import AutoTokenizer
 
-    from medusa_tree.profiling.corpus import read_corpus, tokenize
+    from medusa_tree.profiling.corpus import read_corpus
+    from medusa_tree.profiling.tokens import tokenize
 
     rows = [
         {"turns": ["first question", "second"]},

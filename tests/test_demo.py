@@ -13,9 +13,10 @@ from medusa_runtime.treefile import read_tree
 from medusa_tree.bundled import data_path, resolve_corpus, resolve_model
 from medusa_tree.planning.compare import published_tree
 from medusa_tree.planning.offers import estimate, full_order
-from medusa_tree.profiling.corpus import hold_out, read_corpus, tokenize
+from medusa_tree.profiling.corpus import hold_out, read_corpus
 from medusa_tree.profiling.probe import retake, take_trace
 from medusa_tree.profiling.profile import profile
+from medusa_tree.profiling.tokens import tokenize
 from medusa_tree.traces.probetrace import ProbeTrace
 from medusa_tree.traces.replay import replay
 from medusa_tree.validation.validate import first_difference

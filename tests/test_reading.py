@@ -105,7 +105,7 @@ BAD = {
         ((2, "turns", 0), NAN, r'line 3: "turns": entry 0 is nan, not text'),
         ((4, "conversations"), {"from": "human"}, r'line 5: "conversations" is not a list'),
         ((4, "conversations", 0), "hello", r'line 5: "conversations": entry 0 must be an object, not text'),
-        ((5, "messages", 0, "role"), None, r'line 6: "messages": entry 0, "role" is None, not text'),
+        ((5, "messages", 0, "role"), None, r'line 6: "messages": entry 0, "role" is missing'),
         ((0, "group"), ["g"], r'line 1: "group" must be text or a number'),
         ((0, "group"), NAN, r'line 1: "group" must be text or a number'),
     ],

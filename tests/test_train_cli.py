@@ -1,5 +1,6 @@
 """medusa-tree train on a tiny saved model: every recipe to heads that load, decode and are reported; what is wrong, named."""
 
+import gzip
 import json
 import random
 import shutil
@@ -188,6 +189,54 @@ def test_held_out_rows_with_tokens_that_the_model_lacks_are_refused(tmp_path, ba
     data = ("--data", folder / "data.jsonl", "--eval", folder / "eval.jsonl")
     refused = run("--model", folder, *data, *FAST, "-o", tmp_path / "out", code=2)
     assert "eval.jsonl: has tokens beyond the 48" in " ".join(refused.output.replace("│", " ").split())
+
+
+CHAT = {"messages": [{"role": "user", "content": "3 4"}, {"role": "assistant", "content": "5 6 7"}]}
+
+
+@pytest.mark.parametrize(
+    ("files", "options", "words"),
+    [
+        ({"eval.jsonl": '{"text": "3 4 5 6"}\n{"nothing": 1}'}, (), "eval.jsonl, line 2: no text in it"),
+        ({"eval.jsonl": ""}, (), "eval.jsonl: no training rows in it"),
+        ({"eval.jsonl": '{"text": "3 4 5 6"}'}, (), "needs at least two held-out rows"),
+        ({"eval.jsonl": 2 * (json.dumps(CHAT) + "\n")}, (), "eval.jsonl, line 1: is a conversation, but the tokenizer has no chat template"),
+        ({"eval.jsonl": 2 * '{"prompt_ids": [3], "response_ids": [99, 3]}\n'}, (), 'line 1: "response_ids" must be a list of token ids'),
+        ({"eval.txt.gz": "no gzip"}, (), "is no whole gzip file"),
+        ({"prompts.jsonl": '{"prompt": "3 4"}\n' + json.dumps(CHAT)}, (), "prompts.jsonl, line 2: is a conversation, but the tokenizer has no"),
+        ({"prompts.jsonl": '{"prompt": "3 4"}\n{"prompt": "5 new"}'}, (), "prompts.jsonl, line 2: has token 48"),
+        ({"prompts.jsonl": 8 * '{"prompt": "3 4"}\n'}, (), "all is of one document, prompt or group"),
+        ({"prompts.txt": "3 4\n5 6"}, (), "needs at least two held-out rows"),
+        ({}, ("--draft-vocab", 48), "--draft-vocab 48: the vocabulary has 48 tokens"),
+        ({}, ("--max-new-tokens", 510), "exceeds the model's 512 positions"),
+    ],
+)  # fmt: skip
+def test_every_file_is_judged_before_the_model_answers_anything(tmp_path, base, monkeypatch, files, options, words):
+    folder = tmp_path / "base"
+    shutil.copytree(base, folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["new"])
+    tokenizer.save_pretrained(folder)
+    monkeypatch.setattr("medusa_tree.training.distill._generate", lambda *args: pytest.fail("it answers already"))
+    given = {"--data": folder / "prompts.jsonl"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+        given["--eval" if name.startswith("eval") else "--data"] = tmp_path / name
+    named = [x for pair in given.items() for x in pair]
+    how = ("--self-distill", "--max-new-tokens", 8, *options)
+    refused = run("--model", folder, *named, *FAST, *how, "-o", tmp_path / "out", code=2)
+    assert words in " ".join(refused.output.replace("│", " ").split())
+
+
+def test_packed_data_trains_and_its_answers_serve_again(tmp_path, base):
+    packed = tmp_path / "prompts.NDJSON.gz"
+    packed.write_bytes(gzip.compress((base / "prompts.jsonl").read_bytes()))
+    how = ("--self-distill", "--max-new-tokens", 8, "--held-out", 0.3)
+    run("--model", base, "--data", packed, *FAST, *how, "-o", tmp_path / "out")
+    answers = tmp_path / "answers.jsonl.gz"
+    answers.write_bytes(gzip.compress((tmp_path / "out" / "work" / "answers" / "answers.jsonl").read_bytes()))
+    again = run("--model", base, "--data", answers, *FAST, *how, "-o", tmp_path / "again")
+    assert "Answering" not in again.output
 
 
 @pytest.mark.parametrize(

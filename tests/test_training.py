@@ -456,6 +456,17 @@ def test_long_rows_are_cut_and_documents_are_held_out_whole():
         split(rows[:3], 0.2, seed=0)
 
 
+def test_the_same_prompt_or_text_is_never_on_both_sides_of_the_split():
+    answered = [Row([i % 5, 9, 20 + i, 7], [IGNORE, IGNORE, 20 + i, 7], f"line {i}") for i in range(20)]
+    plain = [Row([i % 6] * 4, [i % 6] * 4, f"text {i}") for i in range(20)]
+    for seed in range(10):
+        train, held = split([*answered, *plain], 0.3, seed)
+        assert train
+        assert held
+        assert not {r.asked for r in train} & {r.asked for r in held}
+    assert len({r.asked for r in [*answered, *plain]}) == 11, "whatever was answered"
+
+
 def test_the_draft_vocabulary_is_the_most_frequent_tokens():
     assert frequent_tokens([[5, 5, 7], [7, 5, 2, 9]], 12, 3).tolist() == [2, 5, 7]
     with pytest.raises(InputError, match="keep fewer"):

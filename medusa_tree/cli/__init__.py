@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -26,6 +27,15 @@ from .validate import validate
 
 class _Cli(click.Group):
     """A group in which an InputError is a message and exit status 2, never a traceback, and a warning a line."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        for arg in args:
+            raw = os.fsencode(arg)
+            try:
+                raw.decode()
+            except UnicodeDecodeError:  # neither a tokenizer nor tree.json, which names its files, could hold it
+                ctx.fail(f"argument {raw!r} is not UTF-8; give text as UTF-8, and rename such a file")
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> object:
         shown = warnings.showwarning

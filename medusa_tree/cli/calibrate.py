@@ -11,7 +11,7 @@ import click
 
 from .acceptance import Acceptance, acceptance_options
 from .budget import Bounds, budget_options
-from .common import FILE, progress_bars, stderr, together
+from .common import FILE, progress_bars, stderr, together, warn_of_cut_prompts
 from .model import ModelSource, model_options
 
 if TYPE_CHECKING:
@@ -98,6 +98,10 @@ def calibrate(
         )
     model = source.load()
     from medusa_tree.profiling.calibrate import calibrate as run
+    from medusa_tree.profiling.tokens import fitted
+
+    prompts = fitted(model, texts, asked.max_new_tokens)
+    warn_of_cut_prompts(prompts)
 
     @cache  # once: what is written from then on is this run's
     def make_room() -> None:
@@ -109,7 +113,7 @@ def calibrate(
 
     names = (source.model, source.heads)
     with progress_bars() as report:
-        made = run(model, texts, held_out, profiling, Timing(batch, context), budget, names, report, keep)
+        made = run(model, prompts, held_out, profiling, Timing(batch, context), budget, names, report, keep)
     for load in made.left_out:
         stderr().print(f"[yellow]Left out: {load}.[/yellow]")
     finish_plan(made.calibration, made.plan, output, as_json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from medusa_runtime.treefile import OperatingPoint
+    from medusa_tree.profiling.tokens import Fitted
     from medusa_tree.progress import Report
 
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -91,11 +93,20 @@ def warn_of_another_point(point: OperatingPoint, batch: int, context: int | None
         )
 
 
+def warn_of_cut_prompts(prompts: Fitted) -> None:
+    """Say how many prompts were too long, if any."""
+    if told := prompts.told():
+        stderr().print(f"[yellow]{told}.[/yellow]")
+
+
 def check_output(path: Path) -> None:
-    """Refuse an output whose folder does not exist before minutes of work, not after."""
+    """Refuse an output that could not be written before minutes of work, not after."""
     from medusa_runtime.errors import InputError
 
-    if not path.resolve().parent.is_dir():
-        raise InputError(f"-o {path}: the folder {path.resolve().parent} does not exist; make it first")
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise InputError(f"-o {path}: the folder {folder} does not exist; make it first")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"-o {path}: the folder {folder} cannot be written to; choose another")
     if path.is_dir():
         raise InputError(f"-o {path}: is a folder; name a file")

@@ -29,7 +29,8 @@ def generate(
     from medusa_runtime.acceptance.rules import GREEDY
     from medusa_runtime.tree import CandidateTree
     from medusa_runtime.treefile import TreeFile, read_tree
-    from medusa_tree.profiling.corpus import Prompt, tokenize
+    from medusa_tree.profiling.corpus import Prompt
+    from medusa_tree.profiling.tokens import tokenize
 
     contents = read_tree(tree_json) if tree_json else CandidateTree()
     rule = accepting.rule(seed or 0) or (contents.acceptance if isinstance(contents, TreeFile) else GREEDY)
@@ -38,7 +39,7 @@ def generate(
     from medusa_runtime.decode import stream, tree_for
 
     tokenizer = loaded.tokenizer
-    rows = tokenize([Prompt(prompt, "prompt", chat)], tokenizer, max_tokens=1 << 30)
+    rows = tokenize([Prompt(prompt, "prompt", chat)], tokenizer)
     tree = tree_for(contents, rows, max_new_tokens)
     new: list[int] = []
     steps, shown = 0, ""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .acceptance import with_seed
-from .common import FILE, progress_bars, stderr, stdout, warn_of_another_point
+from .common import FILE, progress_bars, stderr, stdout, warn_of_another_point, warn_of_cut_prompts
 from .model import HEADS_REVISION, ModelSource, Placement, placement_options
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ def validate(
 
     from medusa_runtime.treefile import read_tree
     from medusa_tree.origin import calibrated
-    from medusa_tree.profiling.corpus import tokenize
     from medusa_tree.progress import counted
     from medusa_tree.validation.prompts import held_out_prompts
 
@@ -59,11 +58,13 @@ def validate(
     from medusa_tree.devices.measure import device_name
     from medusa_tree.profiling.calibrate import middle_context
     from medusa_tree.profiling.provenance import versions
+    from medusa_tree.profiling.tokens import fitted
     from medusa_tree.reports.tables import validation_table
     from medusa_tree.validation.validate import validate as run
 
-    room = (loaded.max_context or 1 << 30) - tokens - loaded.num_heads  # as calibrate cuts them
-    rows = tokenize(held.prompts[:prompts], loaded.tokenizer, max(1, room))
+    decoded = fitted(loaded, held.prompts[:prompts], tokens)
+    warn_of_cut_prompts(decoded)
+    rows = decoded.rows
     middle = middle_context(rows, tokens)
     point = contents.point(batch, context or middle)
     warn_of_another_point(point, batch, context, "validating that of")

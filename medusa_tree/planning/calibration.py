@@ -105,7 +105,7 @@ def load_calibration(path: Path) -> Calibration:
     if isinstance(version, bool) or version not in READABLE:
         raise InputError(f"{path}: calibration version {version!r}, this medusa-tree reads {READABLE}; calibrate again")
     meta = read_as(_Meta, data, where, mend)
-    grid = LatencyGrid.from_json(meta.latency, f"{path}: latency grid")
+    grid = LatencyGrid.from_json(meta.latency, f'{where}, "latency"')
     trace = trace_of({**arrays, "candidates": np.array(meta.candidates)}, path)
     trace = replace(trace, acceptance=meta.acceptance)
     if meta.probe is not None:

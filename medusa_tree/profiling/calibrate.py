@@ -20,10 +20,10 @@ from ..planning.plan import Plan, plan
 from ..progress import Report, counted, unseen
 from ..traces.probetrace import ProbeTrace
 from ..traces.trace import RankTrace
-from .corpus import Prompt, tokenize
 from .job import Profiling, Timing
 from .probe import retake, take_trace
 from .provenance import provenance
+from .tokens import Fitted
 
 ALWAYS_TIMED = 64  # nodes: the size that people copy, to be compared with whatever is planned
 
@@ -39,7 +39,7 @@ class Calibrated:
 
 def calibrate(
     model: MedusaModel,
-    texts: Sequence[Prompt],
+    prompts: Fitted,
     held_out: npt.NDArray[np.bool_],
     profiling: Profiling,
     timing: Timing,
@@ -51,15 +51,15 @@ def calibrate(
     """Profile, time, plan; under typical acceptance the held-out text is then made anew with the tree that was chosen.
 
     Args:
-        texts, held_out: what ``profiling`` reads.
+        prompts: what ``profiling`` reads, see :func:`medusa_tree.profiling.tokens.fitted`.
+        held_out: (S,) which of them are kept from fitting.
         names: of model and heads as the user gave them, for provenance; by default as the model knows them.
         keep: handed what must not be lost: the calibration once all is measured, or the trace alone where timing ends early.
 
     Raises:
         InputError: a context that the model has no room for, not enough memory, or a budget that cannot be met.
     """
-    places, new = model.max_context or 1 << 30, profiling.max_new_tokens
-    rows = tokenize(list(texts), model.tokenizer, max(1, places - new - model.num_heads))
+    rows, new = prompts.rows, profiling.max_new_tokens
     timing = replace(timing, contexts=_contexts(model, timing, rows, new, budget))
     profiled = counted(report, "Profiling heads (prompts)", len(rows))
     trace = take_trace(model, rows, held_out, new, profiling.candidates, profiling.rule, profiled)
@@ -68,7 +68,7 @@ def calibrate(
     except (InputError, KeyboardInterrupt):
         keep(trace)
         raise
-    record = provenance(model, names or (model.name, model.heads_name), profiling, texts)
+    record = provenance(model, names or (model.name, model.heads_name), profiling, prompts)
     calibration = Calibration(trace, latency, record, device.shape_of(model))
     keep(calibration)
     known = max(p.nodes for p in latency.points)  # larger trees were too slow to win, and not timed

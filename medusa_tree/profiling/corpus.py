@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +16,7 @@ import numpy.typing as npt
 from medusa_runtime.errors import InputError
 from medusa_runtime.reading import Text, read_as
 
-from ..rows import Turn, group_of, read_entries, read_text
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
+from ..rows import CONVERSATIONS, Turns, ending, group_of, read_entries, read_lines
 
 DATASET = "hf:"
 
@@ -29,20 +25,21 @@ DATASET = "hf:"
 class Prompt:
     """One prompt: raw ``text``, or a user's turn to go through the model's chat template (``chat``).
 
-    Prompts of one ``group`` (a source file, a conversation) are held out together.
+    Prompts of one ``group`` (a source file, a conversation) are held out together. ``where`` it stands is for errors.
     """
 
     text: str
     group: str
     chat: bool = False
+    where: str = field(default="the prompt", compare=False)
 
 
 def read_corpus(path: Path | str) -> list[Prompt]:
-    """Read prompts; the ending decides: ``.jsonl`` one object a line, ``.json`` a list of them, else text, one
-    prompt a line. ``hf:NAME`` is a dataset, see :func:`read_dataset`.
+    """Read prompts; the ending decides (see :func:`medusa_tree.rows.ending`): ``.jsonl`` one object a line, ``.json`` a list of
+    them, else text, one prompt a line. ``hf:NAME`` is a dataset, see :func:`read_dataset`.
 
     An object holds "prompt" or "text" (and perhaps "group"), or a conversation: "turns" (MT-bench, Spec-Bench),
-    "conversations" (ShareGPT) or "messages" (OpenAI), of which the first user turn is taken.
+    "conversations" (ShareGPT) or "messages" (OpenAI), of which the first user turn is taken; docs/formats.md lists all forms.
 
     Raises:
         InputError: file missing or empty, a line that is not JSON, an object without a prompt; with file and line.
@@ -50,11 +47,10 @@ def read_corpus(path: Path | str) -> list[Prompt]:
     prompts: list[Prompt]
     if str(path).startswith(DATASET):
         prompts = [_prompt(entry, where) for where, entry in read_dataset(str(path))]
-    elif (path := Path(path)).suffix in (".json", ".jsonl"):
+    elif ending(path := Path(path)) in (".json", ".jsonl"):
         prompts = [_prompt(entry, where) for where, entry in read_entries(path)]
     else:
-        lines = enumerate(read_text(path).splitlines(), start=1)
-        prompts = [Prompt(line, f"line {i}") for i, line in lines if line.strip()]
+        prompts = [Prompt(line, where.removeprefix(f"{path}, "), where=where) for where, line in read_lines(path)]
     if not prompts:
         raise InputError(f"{path}: corpus is empty; give a file with at least one prompt a line")
     return prompts
@@ -85,8 +81,8 @@ def read_dataset(name: str) -> list[tuple[str, Any]]:
     return [(f"{name}, row {i}", row) for i, row in enumerate(found)]
 
 
-Texts, Turns = tuple[Text, ...], tuple[Turn, ...]
-FORMS: dict[str, Any] = {"prompt": Texts, "text": Text, "turns": Texts, "conversations": Turns, "messages": Turns}
+Texts = tuple[Text, ...]
+FORMS: dict[str, Any] = {"prompt": Texts, "text": Text, "turns": Texts, **dict.fromkeys(CONVERSATIONS, Turns)}
 
 
 def _prompt(row: Any, where: str) -> Prompt:
@@ -97,7 +93,7 @@ def _prompt(row: Any, where: str) -> Prompt:
     group = group_of(row, where)
     for text, chat in _said(row, where):
         if text.strip():
-            return Prompt(text, group, chat)
+            return Prompt(text, group, chat, where)
     raise InputError(f"{where}: no prompt in it; give {', '.join(map(repr, FORMS))}")
 
 
@@ -113,58 +109,54 @@ def _said(row: dict[str, Any], where: str) -> Iterator[tuple[str, bool]]:
         for turn in found if chat else [found]:
             if isinstance(turn, str):
                 yield turn, chat
-            elif turn.role == "user" and isinstance(turn.content, str):
-                yield turn.content, True
+            elif turn.role == "user" and turn.text is not None:
+                yield turn.text, True
 
 
-def corpus_digest(prompts: list[Prompt]) -> str:
+def corpus_digest(prompts: Sequence[Prompt]) -> str:
     """SHA-256 of the prompts' texts, in order."""
     return hashlib.sha256("\0".join(p.text for p in prompts).encode()).hexdigest()
 
 
-def hold_out(prompts: list[Prompt], fraction: float, seed: int) -> npt.NDArray[np.bool_]:
+def hold_out(prompts: Sequence[Prompt], fraction: float, seed: int) -> npt.NDArray[np.bool_]:
     """(S,) which prompts are kept from fitting, see :func:`hold_out_groups`."""
-    return hold_out_groups([p.group for p in prompts], fraction, seed)
+    return hold_out_groups([p.group for p in prompts], [p.text.strip() for p in prompts], fraction, seed)
 
 
-def hold_out_groups(groups: Sequence[str], fraction: float, seed: int) -> npt.NDArray[np.bool_]:
+def hold_out_groups(
+    groups: Sequence[str], contents: Sequence[Hashable], fraction: float, seed: int
+) -> npt.NDArray[np.bool_]:
     """(S,) which of the items, of a group each, are kept from fitting: whole groups, drawn until ``fraction`` of the items is
-    reached.
+    reached. Groups that share a content, however many others lie between them, are one: the same is never on both sides.
 
     Raises:
         InputError: a fraction outside (0, 1), or too few groups for both halves to have one.
     """
     if not 0 < fraction < 1:
         raise InputError(f"--held-out {fraction}: give a fraction between 0 and 1, such as 0.25")
-    sizes = Counter(groups)
+    whole = _joined(groups, contents)
+    sizes = Counter(whole[g] for g in groups)
     if len(sizes) < 2:
         raise InputError(
             f"--held-out {fraction}: all is of one document, prompt or group; one is needed to fit on and another to hold out"
         )
-    names = sorted(sizes)
-    order = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
+    names = sorted(whole)
+    order = list(dict.fromkeys(whole[names[i]] for i in np.random.default_rng(seed).permutation(len(names))))
     enough = int(np.searchsorted(np.cumsum([sizes[g] for g in order]), fraction * len(groups))) + 1
     chosen = set(order[: min(enough, len(order) - 1)])
-    return np.array([g in chosen for g in groups])
+    return np.array([whole[g] in chosen for g in groups])
 
 
-def tokenize(prompts: list[Prompt], tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> list[list[int]]:
-    """Token ids of each prompt, chat turns through the model's template where it has one; the last ``max_tokens``.
+def _joined(groups: Sequence[str], contents: Sequence[Hashable]) -> dict[str, str]:
+    """Group -> the one that stands for all that it is joined with by contents that they share."""
+    above = {g: g for g in groups}
 
-    Raises:
-        InputError: a prompt that makes no tokens.
-    """
-    rows = []
-    for prompt in prompts:
-        text = prompt.text
-        if prompt.chat and tokenizer.chat_template:
-            text = tokenizer.apply_chat_template(
-                [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
-            )
-            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        else:
-            ids = tokenizer(text)["input_ids"]
-        if not ids:
-            raise InputError(f"prompt {text[:40]!r} makes no tokens; remove it")
-        rows.append(list(ids[-max_tokens:]))
-    return rows
+    def top(group: str) -> str:
+        while above[group] != group:
+            above[group] = group = above[above[group]]
+        return group
+
+    first: dict[Hashable, str] = {}
+    for group, content in zip(groups, contents, strict=True):
+        above[top(group)] = top(first.setdefault(content, group))
+    return {g: top(g) for g in above}

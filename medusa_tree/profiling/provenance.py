@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -16,8 +15,9 @@ from medusa_runtime.model import MedusaModel
 
 from .. import __version__
 from ..devices.measure import device_name
-from .corpus import Prompt, corpus_digest
+from .corpus import corpus_digest
 from .job import Profiling
+from .tokens import Fitted
 
 SAMPLE = 4096  # values hashed of each tensor: telling two checkpoints apart should not take minutes
 
@@ -41,7 +41,7 @@ def versions() -> dict[str, str]:
 
 
 def provenance(
-    model: MedusaModel, names: tuple[str, str | None], profiling: Profiling, prompts: Sequence[Prompt]
+    model: MedusaModel, names: tuple[str, str | None], profiling: Profiling, prompts: Fitted
 ) -> dict[str, Any]:
     """The provenance of tree.json; ``names`` of model and heads as the user gave them."""
     name, heads = names
@@ -49,7 +49,7 @@ def provenance(
         "model": {"name": name, "commit": model.commit, "architecture": type(model.base).__name__, "weights": weight_digest(model.base)},
         "heads": {"name": heads, "commit": model.heads_commit, "count": model.num_heads, "weights": weight_digest(model.medusa_heads)},
         "corpus": {
-            "name": profiling.corpus, "prompts": len(prompts), "digest": corpus_digest(list(prompts)), "held_out": profiling.held_out,
+            "name": profiling.corpus, "prompts": len(prompts.rows), "cut": prompts.cut, "digest": corpus_digest(prompts.prompts), "held_out": profiling.held_out,
             "seed": profiling.seed, "max_new_tokens": profiling.max_new_tokens, "tokens": f"the model's own output: {profiling.rule}",
         },
         "device": device_name(model.device),

@@ -25,7 +25,7 @@ from medusa_runtime.tree import CandidateTree
 from medusa_runtime.tree import Path as TreePath
 from medusa_runtime.treefile import Paths
 
-from ..rows import read_entries
+from ..rows import ending, read_entries
 from .probetrace import ProbeTrace
 from .table import MISS
 from .trace import RankTrace
@@ -35,7 +35,7 @@ LARGEST_RANK = int(np.iinfo(np.int16).max) - 1
 
 
 def read_trace(path: Path, seed: int = 0) -> RankTrace:
-    """Read a rank trace; the ending decides.
+    """Read a rank trace; the ending decides (see :func:`medusa_tree.rows.ending`).
 
     ``.npz``: ``ranks`` (P, H) whole numbers, ``starts`` (S + 1,), and where known ``held_out`` (S,) bool and ``candidates``;
     ``acceptance``, the rule as in tree.json, and under typical acceptance ``probe`` and ``accepted``.
@@ -46,9 +46,10 @@ def read_trace(path: Path, seed: int = 0) -> RankTrace:
     Raises:
         InputError: names the file, the line or array, and the row.
     """
-    if path.suffix == ".jsonl":
+    kind = ending(path)
+    if kind == ".jsonl":
         return _from_lines(path, seed)
-    if path.suffix == ".npz":
+    if kind == ".npz":
         arrays = load_arrays(path)
         trace = trace_of(arrays, path, seed)
         if "acceptance" in arrays:

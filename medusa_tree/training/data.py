@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -18,7 +17,8 @@ from medusa_runtime.errors import InputError
 from medusa_runtime.reading import read_as
 
 from ..profiling.corpus import hold_out_groups
-from ..rows import ROLES, Turn, group_of, read_entries, read_text
+from ..profiling.tokens import chat_tokens, check_template, text_tokens
+from ..rows import CONVERSATIONS, ROLES, Turn, Turns, ending, group_of, read_entries, read_text
 from .loss import IGNORE
 
 
@@ -44,13 +44,19 @@ class Row:
         first = next((i for i, label in enumerate(self.labels) if label != IGNORE), 0)
         return self.ids[: first or min(PROMPT, len(self.ids) // 2)]
 
+    @property
+    def asked(self) -> tuple[int, ...]:
+        """What rows that are held out together have in common: the prompt, whatever was answered; of plain text all of it."""
+        first = next((i for i, label in enumerate(self.labels) if label != IGNORE), 0)
+        return tuple(self.ids[: first or len(self.ids)])
+
 
 PROMPT = 64  # tokens of a plain text that stand for a prompt
 
 
 def read_rows(path: Path, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Row]:
-    """Read training rows; the ending decides: ``.jsonl`` one object a line, ``.json`` a list of them, else one text,
-    cut into rows of ``max_length`` tokens.
+    """Read training rows; the ending decides (see :func:`medusa_tree.rows.ending`): ``.jsonl`` one object a line, ``.json`` a
+    list of them, else one text, cut into rows of ``max_length`` tokens.
 
     An object holds "text" (all of it counts), a conversation ("messages", "conversations"; the assistant's turns count),
     or an answer of the model ("prompt_ids" and "response_ids", as self-distillation writes them; the answer counts).
@@ -61,10 +67,12 @@ def read_rows(path: Path, tokenizer: PreTrainedTokenizerBase, max_length: int) -
             conversation that the chat template refuses or that has none, token ids outside of the vocabulary.
     """
     rows: list[Row] = []
-    if path.suffix in (".json", ".jsonl"):
+    if ending(path) in (".json", ".jsonl"):
         rows = [_row(entry, where, tokenizer) for where, entry in read_entries(path)]
     elif (text := read_text(path)).strip():
-        ids = _ids(tokenizer, text)  # one text has no documents to tell apart: its pieces are held out each for itself
+        ids = text_tokens(
+            tokenizer, text, str(path)
+        )  # one text has no documents to tell apart: its pieces are held out each for itself
         rows = [Row(ids[i : i + max_length], ids[i : i + max_length], str(i)) for i in range(0, len(ids), max_length)]
     pieces = [piece for row in rows for piece in cut(row, max_length)]
     if not pieces:
@@ -72,23 +80,18 @@ def read_rows(path: Path, tokenizer: PreTrainedTokenizerBase, max_length: int) -
     return pieces
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    ids: list[int] = tokenizer(text, verbose=False)["input_ids"]
-    return ids
-
-
 def _row(entry: Any, where: str, tokenizer: PreTrainedTokenizerBase) -> Row:
     if not isinstance(entry, dict):
         raise InputError(f'{where}: not an object; write {{"text": ...}} or {{"messages": [...]}}')
-    if "response_ids" in entry:
+    if entry.get("response_ids") is not None:
         return _answer(entry, where, tokenizer)
     group = group_of(entry, where)
-    for name in ("messages", "conversations"):
-        if entry.get(name) is not None:
-            return _conversation(read_as(tuple[Turn, ...], entry[name], f'{where}: "{name}"'), where, tokenizer, group)
+    for name in CONVERSATIONS:
+        if entry.get(name):
+            return _conversation(read_as(Turns, entry[name], f'{where}: "{name}"'), where, tokenizer, group)
     if not isinstance(entry.get("text"), str) or not entry["text"]:
         raise InputError(f'{where}: no text in it; "text", "messages", "conversations" or "response_ids" is needed')
-    ids = _ids(tokenizer, entry["text"])
+    ids = text_tokens(tokenizer, entry["text"], where)
     return Row(ids, ids, group)
 
 
@@ -109,15 +112,12 @@ def _conversation(turns: tuple[Turn, ...], where: str, tokenizer: PreTrainedToke
     """The template is applied up to each of the assistant's turns and through it, so that its tokens are known whatever the
     template looks like: those from where the two part. What follows the last such turn is left out, and what a template
     rewrites for a later one (thoughts, say) does not count."""
-    if not tokenizer.chat_template:
-        raise InputError(
-            f"{where}: is a conversation, but the tokenizer has no chat template; set one, or give the data as plain text"
-        )
+    check_template(tokenizer, where)
     messages: list[dict[str, str]] = []
     for i, turn in enumerate(turns):
-        if turn.role is None or not isinstance(turn.content, str):
+        if turn.role is None or turn.text is None:
             raise InputError(f"{where}: turn {i} has no known role and text; roles: {', '.join(ROLES)}")
-        messages.append({"role": turn.role, "content": turn.content})
+        messages.append({"role": turn.role, "content": turn.text})
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     if not answers:
         raise InputError(f"{where}: no turn of the assistant in it, so there is nothing to learn")
@@ -127,22 +127,11 @@ def _conversation(turns: tuple[Turn, ...], where: str, tokenizer: PreTrainedToke
         for beginning, counts in ((messages[:i], False), (messages[: i + 1], True)):
             if not beginning:
                 continue
-            try:
-                whole = _template(tokenizer, beginning, add_generation_prompt=not counts)
-            except TemplateError as error:
-                raise InputError(f"{where}: the tokenizer's chat template refuses turns 0 to {i}: {error}") from None
+            whole = chat_tokens(tokenizer, beginning, where, asking=not counts)
             same = sum(takewhile(bool, map(eq, ids, whole)))  # tokens up to where they part
             labels = labels[:same] + (whole[same:] if counts else [IGNORE] * (len(whole) - same))
             ids = whole
     return Row(ids, labels, group)
-
-
-def _template(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], add_generation_prompt: bool
-) -> list[int]:
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
-    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    return ids
 
 
 def cut(row: Row, length: int) -> list[Row]:
@@ -160,7 +149,7 @@ def split(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list
         InputError: a share that leaves one of them empty.
     """
     try:
-        held = hold_out_groups([r.group for r in rows], share, seed)
+        held = hold_out_groups([r.group for r in rows], [r.asked for r in rows], share, seed)
     except InputError as error:
         raise InputError(f"{error}; or hold other data out with --eval FILE") from None
     return [r for r, h in zip(rows, held, strict=True) if not h], [r for r, h in zip(rows, held, strict=True) if h]

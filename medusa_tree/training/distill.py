@@ -12,11 +12,14 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from medusa_runtime.decode import check_tokens
 from medusa_runtime.errors import InputError, out_of_memory
 from medusa_runtime.files import write_beside
 from medusa_runtime.reading import parse_json
 
-from ..profiling.corpus import Prompt, tokenize
+from ..profiling.corpus import Prompt
+from ..profiling.tokens import tokenize
+from ..rows import read_lines
 
 SETTINGS = "answers.json"
 
@@ -48,23 +51,11 @@ def answer(
         progress: called with the number of prompts done.
 
     Raises:
-        InputError: a prompt that leaves no room in the model's context, a chat turn without a template, or answers
-            of other settings in the folder.
+        InputError: see :func:`askable`, or answers of other settings in the folder.
     """
     if not 0 <= temperature <= 10 or not 0 < top_p <= 1:
         raise InputError(f"--temperature {temperature} must be from 0 to 10 and --top-p {top_p} above 0, up to 1")
-    if any(p.chat for p in prompts) and not tokenizer.chat_template:
-        raise InputError(
-            "--data holds conversations, but the tokenizer has no chat template; set one, or give plain prompts"
-        )
-    rows = tokenize(list(prompts), tokenizer, 1 << 30)
-    room = getattr(base.config.get_text_config(), "max_position_embeddings", None)
-    for i, row in enumerate(rows):
-        if room is not None and len(row) + max_new_tokens > room:
-            raise InputError(
-                f"prompt {i + 1} ({prompts[i].text[:40]!r}) has {len(row)} tokens; with {max_new_tokens} new ones that exceeds the model's "
-                f"{room} positions: shorten it, or lower --max-new-tokens"
-            )
+    rows = askable(base, tokenizer, prompts, max_new_tokens)
     decoding: dict[str, Any] = {
         "max_new_tokens": max_new_tokens, "do_sample": temperature > 0, "eos_token_id": base.generation_config.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id or 0,
@@ -92,6 +83,28 @@ def answer(
                 file.write(json.dumps(entry) + "\n")
             file.flush()
             progress(len(batch))
+
+
+def askable(
+    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], max_new_tokens: int
+) -> list[list[int]]:
+    """The prompts' tokens.
+
+    Raises:
+        InputError: a prompt that leaves no room in the model's context or has tokens that it does not know, a chat turn that the
+            tokenizer's template does not take.
+    """
+    config = base.config.get_text_config()
+    rows = tokenize(prompts, tokenizer)
+    check_tokens(rows, config.vocab_size, tokenizer.name_or_path, [p.where for p in prompts])
+    room = getattr(config, "max_position_embeddings", None)
+    for i, row in enumerate(rows):
+        if room is not None and len(row) + max_new_tokens > room:
+            raise InputError(
+                f"prompt {i + 1} ({prompts[i].text[:40]!r}) has {len(row)} tokens; with {max_new_tokens} new ones that exceeds the model's "
+                f"{room} positions: shorten it, or lower --max-new-tokens"
+            )
+    return rows
 
 
 @contextmanager
@@ -133,11 +146,11 @@ def join_answers(folder: Path, output: Path) -> None:
 def is_answers(path: Path) -> bool:
     """Whether a file holds answers already made, as :func:`join_answers` writes them."""
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            first = parse_json(file.readline(), str(path))
-    except (OSError, ValueError):
+        _, first = next(read_lines(path), ("", "null"))
+        entry = parse_json(first, str(path))
+    except InputError:
         return False
-    return isinstance(first, dict) and "response_ids" in first
+    return isinstance(entry, dict) and entry.get("response_ids") is not None
 
 
 def _answers(folder: Path) -> list[dict[str, Any]]:

@@ -177,14 +177,19 @@ def new_heads(base: PreTrainedModel, recipe: Recipe, token_map: Tensor | None = 
     return heads
 
 
+def check_draft_vocab(keep: int, vocab: int) -> None:
+    """InputError where as many tokens are to be kept as there are, or more."""
+    if keep >= vocab:
+        raise InputError(f"--draft-vocab {keep}: the vocabulary has {vocab} tokens; keep fewer, or leave it out")
+
+
 def frequent_tokens(rows: Sequence[Sequence[int]], vocab: int, keep: int) -> Tensor:
     """(keep,) the most frequent tokens of the training rows, in id order; ties go to the lower id.
 
     Raises:
-        InputError: as many tokens as there are, or more.
+        InputError: see :func:`check_draft_vocab`.
     """
-    if keep >= vocab:
-        raise InputError(f"--draft-vocab {keep}: the vocabulary has {vocab} tokens; keep fewer, or leave it out")
+    check_draft_vocab(keep, vocab)
     counts = torch.zeros(vocab, dtype=torch.int64)
     for row in rows:
         counts += torch.bincount(torch.tensor(row, dtype=torch.int64), minlength=vocab)[:vocab]

@@ -23,13 +23,14 @@ from medusa_runtime.hub import DEFAULT, Hub
 from medusa_runtime.model import MedusaModel
 from medusa_runtime.processes import process_group
 
-from ..profiling.corpus import read_corpus, read_text
+from ..profiling.corpus import Prompt, read_corpus
 from ..progress import Report, unseen
+from ..rows import opened
 from .backbone import check_device, load_backbone
-from .data import read_rows, split
-from .distill import answer, is_answers, join_answers
+from .data import Row, read_rows, split
+from .distill import answer, askable, is_answers, join_answers
 from .evaluate import Acceptance, Scores, acceptance, held_out_prompts, score
-from .model import TrainingModel, frequent_tokens, new_heads
+from .model import TrainingModel, check_draft_vocab, frequent_tokens, new_heads
 from .recipe import Recipe
 from .trainer import fit, newest_checkpoint
 
@@ -121,24 +122,35 @@ def _run(job: Run, state: PartialState, report: Report) -> Outcome | None:
     places = getattr(base.config.get_text_config(), "max_position_embeddings", None)
     length = min(job.recipe.max_length, places or job.recipe.max_length)
 
+    vocab = base.get_output_embeddings().weight.shape[0]
+    if job.recipe.draft_vocab is not None:
+        check_draft_vocab(job.recipe.draft_vocab, vocab)
+    known = base.get_input_embeddings().weight.shape[0]
+    room = None if places is None else places - job.eval_new_tokens - job.recipe.heads
+
+    def read(path: Path) -> list[Row]:
+        rows = read_rows(path, tokenizer, length)
+        if max(max(row.ids) for row in rows) >= known:
+            raise InputError(f"{path}: has tokens beyond the {known} of {job.model}; made with its tokenizer?")
+        return rows
+
+    def divided(rows: list[Row]) -> tuple[list[Row], list[Row], list[list[int]]]:
+        """Rows to train on, rows held out, and the prompts of these."""
+        train, held = (rows, evaluation) if evaluation else split(rows, job.held_out, job.recipe.seed)
+        return train, held, held_out_prompts(held, job.eval_prompts, room)
+
+    # Whatever is read is judged before the model answers anything, which takes hours.
+    evaluation = None if job.evaluation is None else read(job.evaluation)
     data = job.data
     if job.distillation is not None and not is_answers(data):
-        data = _distilled(job, job.distillation, base, tokenizer, work / "answers", state, report)
-    rows = read_rows(data, tokenizer, length)
-    if job.evaluation is not None:
-        held = read_rows(job.evaluation, tokenizer, length)
-    else:
-        rows, held = split(rows, job.held_out, job.recipe.seed)
-    known = base.get_input_embeddings().weight.shape[0]
-    for source, its in ((data, rows), (job.evaluation or data, held)):
-        if max(map(max, (r.ids for r in its))) >= known:
-            raise InputError(f"{source}: has tokens beyond the {known} of {job.model}; made with its tokenizer?")
-    room = None if places is None else places - job.eval_new_tokens - job.recipe.heads
-    prompts = held_out_prompts(held, job.eval_prompts, room)
+        asked = read_corpus(data)
+        ids = askable(base, tokenizer, asked, job.distillation.max_new_tokens)
+        divided([Row(row, row, prompt.group) for row, prompt in zip(ids, asked, strict=True)])
+        data = _distilled(job, job.distillation, base, tokenizer, asked, work / "answers", state, report)
+    rows, held, prompts = divided(read(data))
 
     token_map = None
     if job.recipe.draft_vocab is not None:
-        vocab = base.get_output_embeddings().weight.shape[0]
         token_map = frequent_tokens(
             [[t for t in r.labels if t >= 0] for r in rows], vocab, job.recipe.draft_vocab
         )  # what heads are to guess
@@ -224,7 +236,7 @@ def _claim(job: Run, work: Path, state: PartialState) -> None:
     wanted = {
         "model": job.model, "revision": job.hub.revision, "dtype": job.dtype, "quantize": job.quantize, "held_out": job.held_out, **job.recipe.to_json(),
         **{name: path and str(path) for name, path in files.items()},
-        **{f"{name}_sha256": path and hashlib.sha256(read_text(path).encode()).hexdigest() for name, path in files.items()},
+        **{f"{name}_sha256": path and _digest(path) for name, path in files.items()},
     }  # fmt: skip
     path = work / SETTINGS
     trained, answered = newest_checkpoint(work) is not None, any(work.glob("answers/answers-*.jsonl"))
@@ -252,12 +264,17 @@ def _claim(job: Run, work: Path, state: PartialState) -> None:
     state.wait_for_everyone()
 
 
+def _digest(path: Path) -> str:
+    """SHA-256 of what a file holds."""
+    with opened(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
 def _distilled(
-    job: Run, how: Distillation, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path,
+    job: Run, how: Distillation, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], folder: Path,
     state: PartialState, report: Report,
 ) -> Path:  # fmt: skip
-    """The model's own answers to the prompts in ``job.data``, as a file of training rows."""
-    prompts = read_corpus(job.data)
+    """The model's own answers to the prompts, as a file of training rows."""
     made = 0
 
     def progress(done: int) -> None:
