@@ -5,6 +5,7 @@ import json
 import jsonschema
 import numpy as np
 import pytest
+from conftest import steady_measure
 from test_cli import calibrate, run, words
 
 from medusa_runtime import Greedy, Sampling, Typical
@@ -14,8 +15,8 @@ from medusa_tree.planning.calibration import load_calibration
 
 
 @pytest.fixture(autouse=True)
-def few_rounds(monkeypatch):
-    monkeypatch.setattr("medusa_tree.devices.measure.ROUNDS", 2)
+def steady_always(steady):
+    """What is chosen must not depend on what else the machine does."""
 
 
 @pytest.fixture(scope="module", params=["sample", "typical"])
@@ -28,7 +29,7 @@ def ruled(request, model, tmp_path_factory):
     given, rule = options[request.param]
     path = tmp_path_factory.mktemp(request.param) / "tree.json"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("medusa_tree.devices.measure.ROUNDS", 2)
+        patch.setattr("medusa_tree.devices.measure.measure", steady_measure)
         patch.setattr("medusa_tree.profiling.probe.PROBE", 40)
         printed = run(*calibrate(model), "--acceptance", request.param, *given, "--max-nodes", 16, "-o", path)
     return path, rule, words(printed)
