@@ -68,7 +68,9 @@ def load_base(source: Source, **kwargs: Any) -> tuple[PreTrainedModel, PreTraine
         )
         return base, AutoTokenizer.from_pretrained(where, **theirs)
     except UNLOADABLE as error:
-        raise InputError(f"{where}: cannot be loaded as a causal LM with its tokenizer: {str(error)[:LONGEST]}") from None
+        raise InputError(
+            f"{where}: cannot be loaded as a causal LM with its tokenizer: {str(error)[:LONGEST]}"
+        ) from None
 
 
 class MedusaModel(TreeModel):

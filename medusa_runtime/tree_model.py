@@ -158,9 +158,8 @@ class TreeModel(nn.Module):
         else:
             run, positions = self._tree_pass, lengths + context.tree.depths
             if (room := self.positions(context.slots.ceiling)) is not None:
-                positions = positions.clamp(
-                    max=room - 1
-                )  # nodes that no text reaches: none is used that does not exist
+                # No text reaches the nodes beyond: no position is used that does not exist.
+                positions = positions.clamp(max=room - 1)
         with self.turn:
             return run(tokens, positions, cache, context, keep)
 

@@ -52,9 +52,8 @@ def generate(
             click.echo(text[len(shown) :], nl=False)
             shown = text
     seconds = time.perf_counter() - begin
-    click.echo(
-        tokenizer.decode(new, skip_special_tokens=True)[len(shown) :]
-    )  # a character that was never finished, too
+    # What is left, a character that was never finished, too.
+    click.echo(tokenizer.decode(new, skip_special_tokens=True)[len(shown) :])
     stderr().print(
         f"{len(new)} tokens in {seconds:.2f} s, {len(new) / seconds:.0f} tokens/s; {steps} steps, {len(new) / steps:.2f} tokens a step"
         + (f", tree of {tree.nodes} nodes" if tree.nodes else ", plain decoding")
