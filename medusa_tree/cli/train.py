@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import FILE, progress_bars, stderr, stdout, together
+from .common import COUNT, FILE, progress_bars, stderr, stdout, together
 from .model import Placement, placement_options, quiet_transformers
 
 if TYPE_CHECKING:
     from medusa_tree.training.run import Distillation
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
-COUNT = click.IntRange(min=1)
 
 
 @dataclass(frozen=True)
