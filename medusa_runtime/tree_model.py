@@ -88,6 +88,11 @@ class TreeModel(nn.Module):
         return self.base.dtype
 
     @property
+    def dtype_name(self) -> str:
+        """ "float32", "bfloat16", ..., as tree.json and ``--dtype`` have it."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
     def medusa_heads(self) -> MedusaHeads:
         """The heads; an InputError where the model was loaded without."""
         if self.heads is None:
