@@ -23,5 +23,5 @@ def keep(name: str, out: Path | None, figures: dict[str, Any]) -> None:
 
 def record(name: str, model: MedusaModel, out: Path | None, **figures: Any) -> None:
     """The same for figures taken with a model on a device."""
-    place = {"device": device_name(model.device), "dtype": str(model.dtype).removeprefix("torch.")}
+    place = {"device": device_name(model.device), "dtype": model.dtype_name}
     keep(name, out, {**place, **figures})

@@ -114,7 +114,7 @@ def unsound(model: TreeModel) -> InputError:
     """The error for logits that are NaN or infinite, behind which there is no next token."""
     return InputError(
         f"{model.name}: the model's logits are NaN or infinite, so there is no next token; its numbers overflow in "
-        f"{str(model.dtype).removeprefix('torch.')} or its weights are damaged: try another --dtype (bfloat16, float32)"
+        f"{model.dtype_name} or its weights are damaged: try another --dtype (bfloat16, float32)"
     )
 
 

@@ -127,9 +127,8 @@ def _layers(config: PreTrainedConfig) -> tuple[int, int]:
     lists = [v for v in config.to_dict().values() if isinstance(v, (list, tuple))]
     kinds = [str(kind) for kind in zip(*(v for v in lists if len(v) == layers), strict=True)]
     kept = 1 + max(map(kinds.index, kinds), default=0)
-    cycle = max(
-        (len(v) for v in lists if len(v) < layers and all(isinstance(k, str) for k in v)), default=0
-    )  # repeated
+    repeated = [v for v in lists if len(v) < layers and all(isinstance(k, str) for k in v)]
+    cycle = max(map(len, repeated), default=0)
     kept = min(max(2, kept, cycle), MOST_LAYERS, layers)
     shared = bool(getattr(config, "num_kv_shared_layers", None))
     return layers, min(2 * kept, layers) if shared else kept

@@ -41,10 +41,7 @@ class _Plain(GenerateJsonSchema):
 def schema() -> dict[str, Any]:
     """The published schema."""
     made = adapter(TreeFile).json_schema(schema_generator=_Plain)
-    head = {
-        "format": {"const": FORMAT},
-        "version": {"type": "string", "pattern": rf"^{MAJOR}\.[0-9]+$"},
-    }
+    head = {"format": {"const": FORMAT}, "version": {"type": "string", "pattern": rf"^{MAJOR}\.[0-9]+$"}}
     return {
         "$schema": GenerateJsonSchema.schema_dialect,
         "$id": "tree.schema.json",

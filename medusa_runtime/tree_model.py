@@ -88,6 +88,11 @@ class TreeModel(nn.Module):
         return self.base.dtype
 
     @property
+    def dtype_name(self) -> str:
+        """ "float32", "bfloat16", ..., as tree.json and ``--dtype`` have it."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
     def medusa_heads(self) -> MedusaHeads:
         """The heads; an InputError where the model was loaded without."""
         if self.heads is None:
@@ -163,9 +168,8 @@ class TreeModel(nn.Module):
         else:
             run, positions = self._tree_pass, lengths + context.tree.depths
             if (room := self.positions(context.slots.ceiling)) is not None:
-                positions = positions.clamp(
-                    max=room - 1
-                )  # nodes that no text reaches: none is used that does not exist
+                # No text reaches the nodes beyond: no position is used that does not exist.
+                positions = positions.clamp(max=room - 1)
         with self.turn:
             return run(tokens, positions, cache, context, keep)
 

@@ -82,7 +82,7 @@ class OperatingPoint:
 
 @dataclass(frozen=True)
 class TreeFile:
-    """The contents of tree.json; the descriptions of the fields are those of the published schema, see :mod:`schema`."""
+    """The contents of tree.json; the descriptions of the fields are those of the published schema, see :mod:`medusa_runtime.schema`."""
 
     paths: Annotated[
         Paths,

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 Report = Callable[[str, int, int], object]  # stage, done, of how many
+Progress = Callable[[int], object]  # how many more are done: prompts, rounds
 
 
 def unseen(stage: str, done: int, total: int) -> None:
     """Nobody looks."""
 
 
-def counted(report: Report, stage: str, total: int) -> Callable[[int], object]:
+def counted(report: Report, stage: str, total: int) -> Progress:
     """Told how many more are done, it reports how many are."""
     done = 0
 

@@ -1,4 +1,4 @@
-"""Acceptance rules by name and parameters, as tree.json carries them; :mod:`accept` computes them. Imports no torch."""
+"""Acceptance rules by name and parameters, as tree.json carries them; :mod:`medusa_runtime.acceptance.accept` computes them. Imports no torch."""
 
 from __future__ import annotations
 

@@ -63,9 +63,8 @@ def load_heads(where: str | Path | Source) -> MedusaHeads:
                 f"{source.where}: no Medusa heads there ({SAFETENSORS}, {PICKLE} or {PREFIX}* weights); name them with --heads"
             )
         return heads_from_state(state, source.where, checked(ModelConfig, config, str(config_path)))
-    alone = (
-        is_heads_repository(config) or config.get("model_type") == "medusa"
-    )  # else a model's config beside its heads
+    # Beside heads may stand their own config, or a model's.
+    alone = is_heads_repository(config) or config.get("model_type") == "medusa"
     said = checked(HeadsConfig if alone else ModelConfig, config, str(config_path))
     if path is None:
         return heads_from_state(_from_shards(source, ("",)), source.where, said)
@@ -122,7 +121,7 @@ def save_heads(
 ) -> None:
     """Write the heads and their ``config.json``; each is written beside and renamed.
 
-    Warns where FasterDecoding's own runtime would compute other heads from the file: see :mod:`.headformats`.
+    Warns where FasterDecoding's own runtime would compute other heads from the file: see :mod:`medusa_runtime.heads.headformats`.
 
     Args:
         form: one of FORMATS.
@@ -133,10 +132,10 @@ def save_heads(
     """
     if form not in FORMATS:
         raise InputError(f"--format {form!r} is not known; formats of heads: {', '.join(FORMATS)}")
-    if (form == "tgi-v2") != (heads.output_weight is None) and form != "vllm":
-        raise InputError(
-            f"{form} heads have {'no' if form == 'tgi-v2' else 'their own'} output layers, and these do{' not' if form != 'tgi-v2' else ''}; use {'tgi-v2 or vllm' if form != 'tgi-v2' else 'medusa or vllm'}"
-        )
+    if form == "tgi-v2" and heads.output_weight is not None:
+        raise InputError("tgi-v2 heads have no output layers, and these do; use medusa or vllm")
+    if form in ("medusa", "pt") and heads.output_weight is None:
+        raise InputError(f"{form} heads have their own output layers, and these do not; use tgi-v2 or vllm")
     if form == "tgi-v2" and heads.num_blocks != 1:
         raise InputError(f"tgi-v2 heads have one block, these have {heads.num_blocks}; use vllm")
     if form == "vllm":
@@ -152,7 +151,7 @@ def save_heads(
             torch.save(state, beside)
         else:
             save_file(state, beside, metadata={"format": "pt"})
-    with write_beside(folder / "config.json") as beside:
+    with write_beside(folder / CONFIG) as beside:
         beside.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 

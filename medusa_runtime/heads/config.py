@@ -57,7 +57,7 @@ def read_config(where: str | Path | Source) -> dict[str, Any]:
     path = source.file(CONFIG)
     if path is None:
         raise InputError(f"{source.where}: no config.json there; give the folder (or Hub id) of a saved model")
-    config = read_json(path)
+    config = read_json(path, "correct what is not valid JSON, or take the file as it was published")
     if not isinstance(config, dict):
         raise InputError(f"{path}: holds {type(config).__name__}, not an object of settings")
     return config

@@ -76,13 +76,8 @@ def heads_from_state(state: object, where: str, config: ModelConfig | None = Non
 
 
 def _stack(
-    layout: Layout,
-    tensors: Mapping[str, Tensor],
-    where: str,
-    config: ModelConfig,
-    vocab: int,
-    token_map: Tensor | None = None,
-) -> MedusaHeads:
+    layout: Layout, tensors: Mapping[str, Tensor], where: str, config: ModelConfig, vocab: int, token_map: Tensor | None = None
+) -> MedusaHeads:  # fmt: skip
     """The heads whose tensors ``layout`` names: all of these, and no others. Their dtype is the widest of them."""
     what = f"{layout.num_heads} heads of {layout.num_blocks} block(s)"
     for key in layout.names():
@@ -176,14 +171,8 @@ def _from_vllm(tensors: dict[str, Tensor], where: str, config: ModelConfig) -> M
         tensors = {key: value for key, value in tensors.items() if not key.startswith("lm_head")}
     else:
         tensors |= _output_layers(tensors, where, num_heads, vocab, token_map)
-    return _stack(
-        Layout(num_heads, num_blocks, weight, bias if biased else None, output),
-        tensors,
-        where,
-        config,
-        vocab,
-        token_map,
-    )
+    layout = Layout(num_heads, num_blocks, weight, bias if biased else None, output)
+    return _stack(layout, tensors, where, config, vocab, token_map)
 
 
 def _output_layers(

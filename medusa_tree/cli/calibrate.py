@@ -11,7 +11,7 @@ import click
 
 from .acceptance import Acceptance, acceptance_options
 from .budget import Bounds, budget_options
-from .common import FILE, progress_bars, stderr, together, warn_of_cut_prompts
+from .common import COUNT, FILE, progress_bars, stderr, together, warn_of_cut_prompts
 from .model import ModelSource, model_options
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from medusa_tree.planning.calibration import Calibration
     from medusa_tree.profiling.job import Profiling
     from medusa_tree.traces.trace import RankTrace
-
-COUNT = click.IntRange(min=1)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from medusa_tree.progress import Report
 
 FILE = click.Path(path_type=Path, dir_okay=False)
-
+COUNT = click.IntRange(min=1)
 
 Command = Callable[..., Any]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from .common import FILE, stdout
+from .common import COUNT, FILE, stdout
 from .source import LatencySource, latency_options, read_source
 
 
@@ -20,8 +20,8 @@ from .source import LatencySource, latency_options, read_source
     required=True,
     help="What to replay on: a .calibration.npz, or a rank trace with --latency or --device-model.",
 )
-@click.option("--batch", type=click.IntRange(min=1), help="[default: the first measured, or 1]")
-@click.option("--context", type=click.IntRange(min=1), help="[default: the first measured, or 2048]")
+@click.option("--batch", type=COUNT, help="[default: the first measured, or 1]")
+@click.option("--context", type=COUNT, help="[default: the first measured, or 2048]")
 @latency_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def compare(

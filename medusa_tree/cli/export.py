@@ -6,19 +6,15 @@ from pathlib import Path
 
 import click
 
-from .common import FILE, check_output, stderr, warn_of_another_point
+from .common import COUNT, FILE, check_output, stderr, warn_of_another_point
 
 
 @click.command()
 @click.argument("tree", type=FILE)
 @click.option("--format", "name", default="medusa", show_default=True, help="Engine; an unknown one lists them.")
-@click.option(
-    "--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Which operating point to export."
-)
-@click.option("--context", type=click.IntRange(min=1), help="At which context.  [default: the shortest planned]")
-@click.option(
-    "--nodes", type=click.IntRange(min=1), help="Export the best tree of this size instead of the planned one."
-)
+@click.option("--batch", type=COUNT, default=1, show_default=True, help="Which operating point to export.")
+@click.option("--context", type=COUNT, help="At which context.  [default: the shortest planned]")
+@click.option("--nodes", type=COUNT, help="Export the best tree of this size instead of the planned one.")
 @click.option("-o", "--output", type=FILE, help="File to write.  [default: standard output]")
 def export(tree: Path, name: str, batch: int, context: int | None, nodes: int | None, output: Path | None) -> None:
     """Write TREE as the definition that another engine takes; refused where the engine could not run it."""

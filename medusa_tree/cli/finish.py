@@ -12,13 +12,7 @@ from medusa_tree.planning.calibration import Calibration
 from medusa_tree.planning.notes import notes, roofline_beside, roofline_line
 from medusa_tree.planning.plan import Plan
 from medusa_tree.reports.plots import plan_plot
-from medusa_tree.reports.tables import (
-    accuracy_table,
-    comparison,
-    comparison_table,
-    points_table,
-    summary,
-)
+from medusa_tree.reports.tables import accuracy_table, comparison, comparison_table, points_table, summary
 
 from .common import check_output, stderr, stdout
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from .acceptance import Acceptance, acceptance_options, with_seed
-from .common import FILE, stderr
+from .common import COUNT, FILE, stderr
 from .model import ModelSource, model_options
 
 
@@ -15,7 +15,7 @@ from .model import ModelSource, model_options
 @click.argument("prompt")
 @model_options
 @click.option("--tree", "tree_json", type=FILE, help="tree.json to decode with.  [default: plain decoding]")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True)
+@click.option("--max-new-tokens", type=COUNT, default=128, show_default=True)
 @click.option("--chat", is_flag=True, help="Put the prompt through the model's chat template.")
 @acceptance_options
 @click.option("--seed", type=int, help="sample: fixes the text, with any tree.  [default: 0, or the tree's]")
@@ -53,9 +53,8 @@ def generate(
             click.echo(text[len(shown) :], nl=False)
             shown = text
     seconds = time.perf_counter() - begin
-    click.echo(
-        tokenizer.decode(new, skip_special_tokens=True)[len(shown) :]
-    )  # a character that was never finished, too
+    # What is left, a character that was never finished, too.
+    click.echo(tokenizer.decode(new, skip_special_tokens=True)[len(shown) :])
     stderr().print(
         f"{len(new)} tokens in {seconds:.2f} s, {len(new) / seconds:.0f} tokens/s; {steps} steps, {len(new) / steps:.2f} tokens a step"
         + (f", tree of {tree.nodes} nodes" if tree.nodes else ", plain decoding")

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from .budget import Bounds, budget_options
-from .common import FILE
+from .common import COUNT, FILE
 from .source import LatencySource, latency_options, read_source
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)  # asked of a device model where none are named
@@ -18,8 +18,8 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64)  # asked of a device model where none are nam
 @click.argument("source", type=FILE, metavar="CALIBRATION")
 @budget_options(None, "as measured; modelled: 256")
 @click.option("--max-memory", help="What decoding may hold, e.g. 24GB.  [default: none; modelled: the device's]")
-@click.option("--batch", type=click.IntRange(min=1), multiple=True, help="Batch to plan for; repeat for several.")
-@click.option("--context", type=click.IntRange(min=1), multiple=True, help="Tokens in the cache; repeat for several.")
+@click.option("--batch", type=COUNT, multiple=True, help="Batch to plan for; repeat for several.")
+@click.option("--context", type=COUNT, multiple=True, help="Tokens in the cache; repeat for several.")
 @click.option(
     "--engine", help="Plan within what an engine accepts: vllm, tensorrt-llm, medusa, sglang, linear, eagle, hydra."
 )

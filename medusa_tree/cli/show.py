@@ -6,15 +6,13 @@ from pathlib import Path
 
 import click
 
-from .common import FILE, check_output, stderr, stdout
+from .common import COUNT, FILE, check_output, stderr, stdout
 
 
 @click.command()
 @click.argument("tree", type=FILE)
-@click.option(
-    "--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Which operating point to show."
-)
-@click.option("--context", type=click.IntRange(min=1), help="At which context.  [default: the shortest planned]")
+@click.option("--batch", type=COUNT, default=1, show_default=True, help="Which operating point to show.")
+@click.option("--context", type=COUNT, help="At which context.  [default: the shortest planned]")
 @click.option("--png", type=FILE, help="Draw the tree into this file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the operating point and its paths as JSON.")
 def show(tree: Path, batch: int, context: int | None, png: Path | None, as_json: bool) -> None:

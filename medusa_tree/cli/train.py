@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import FILE, progress_bars, stderr, stdout, together
+from .common import COUNT, FILE, progress_bars, stderr, stdout, together
 from .model import Placement, placement_options, quiet_transformers
 
 if TYPE_CHECKING:
     from medusa_tree.training.run import Distillation
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
-COUNT = click.IntRange(min=1)
 
 
 @dataclass(frozen=True)
@@ -150,7 +149,8 @@ def train(
     where = str(Path(where).resolve()) if Path(where).is_dir() else where
     job = Run(
         where, data, output, how, answers.distillation() if self_distill else None, evaluation, held_out, form,
-        placement.device, placement.dtype, quantize, placement.trust_remote_code, resume, eval_prompts, hub=Hub(placement.revision),
+        device=placement.device, dtype=placement.dtype, quantize=quantize, trust_remote_code=placement.trust_remote_code,
+        resume=resume, eval_prompts=eval_prompts, hub=Hub(placement.revision),
     )  # fmt: skip
     try:
         with progress_bars() as report:

@@ -6,6 +6,7 @@ import platform
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ from medusa_runtime.model import MedusaModel
 from medusa_runtime.step import State
 from medusa_runtime.tree import CandidateTree
 
+from ..progress import Progress
 from ..search.order import greedy_order, product_frequencies
 from .latency import LatencyCurve, LatencyGrid, LatencyPoint, Load
 from .shape import ModelShape
@@ -38,6 +40,10 @@ MIN_ROUNDS = 3
 # So many rounds show which sizes may be the fastest; from there on the others are timed in every SELDOM-th round.
 CLEAR_AFTER = 4
 SELDOM = 4
+
+Contenders = Callable[
+    [LatencyCurve], tuple[int, int]
+]  # latency at a load -> the least and most nodes of what may be the fastest
 
 
 def bushy_tree(nodes: int, depth: int, width: int) -> CandidateTree | None:
@@ -121,9 +127,9 @@ def measure(
     contexts: Sequence[int] = (256,),
     rounds: int = ROUNDS,
     seed: int = 0,
-    progress: Callable[[int], object] = lambda done: None,
+    progress: Progress = lambda done: None,
     rule: Rule = GREEDY,
-    contenders: Callable[[LatencyCurve], tuple[int, int]] | None = None,
+    contenders: Contenders | None = None,
     leave_out: Callable[[Load, InputError], object] | None = None,
 ) -> LatencyGrid:
     """Step latency over the grid. Every round times its trees in a new random order, so that a machine that slows down
@@ -147,12 +153,13 @@ def measure(
         progress: called with how many of the ``rounds`` rounds a load are done since it was last called.
     """
     trees = grid_trees(max_nodes, model.num_heads, min(candidates, model.medusa_heads.rows))
-    buffers = [TreeBuffers.of(t, model.device) for t in trees]
-    rng = np.random.default_rng(seed)
+    job = _Job(
+        model, trees, room_for(model, max_nodes), rounds, rule, np.random.default_rng(seed), contenders, progress
+    )
     points: list[LatencyPoint] = []
     for load in [(b, c) for b in batches for c in contexts]:
         try:
-            timed, seconds = _time_load(model, trees, buffers, load, max_nodes, rounds, rng, progress, rule, contenders)
+            timed, seconds = _time_load(job, load)
         except InputError as error:
             if leave_out is None or not points:
                 raise
@@ -160,39 +167,52 @@ def measure(
             progress(rounds)
         else:
             points += _points(timed, load, seconds)
-    dtype = str(model.dtype).removeprefix("torch.")
-    return LatencyGrid(tuple(points), device_name(model.device), dtype, gpu=model.device.type == "cuda")
+    return LatencyGrid(tuple(points), device_name(model.device), model.dtype_name, gpu=model.device.type == "cuda")
 
 
-def _time_load(
-    model: MedusaModel, trees: list[CandidateTree], buffers: list[TreeBuffers], load: Load, max_nodes: int, rounds: int, rng: np.random.Generator,
-    progress: Callable[[int], object], rule: Rule, contenders: Callable[[LatencyCurve], tuple[int, int]] | None,
-) -> tuple[list[CandidateTree], npt.NDArray[np.float64]]:  # fmt: skip
+@dataclass(frozen=True)
+class _Job:
+    """What is timed at every load, and how; ``room`` is the cache slots that it needs behind the context."""
+
+    model: MedusaModel
+    trees: list[CandidateTree]
+    room: int
+    rounds: int
+    rule: Rule
+    rng: np.random.Generator
+    contenders: Contenders | None
+    progress: Progress
+
+    @property
+    def most(self) -> int:
+        """Tokens that a step can emit."""
+        return 1 + self.model.num_heads
+
+
+def _time_load(job: _Job, load: Load) -> tuple[list[CandidateTree], npt.NDArray[np.float64]]:
     """The trees worth timing at a load, and (rounds, BURST, trees) seconds of their steps, not a number where one was not in
     a round. The cache is free when this is done, before the next load's is made."""
-    batch, context = load
-    most = 1 + model.num_heads
-    prompts = rng.integers(0, model.medusa_heads.vocab_size, (batch, context)).tolist()
+    model, (batch, context) = job.model, load
+    prompts = job.rng.integers(0, model.medusa_heads.vocab_size, (batch, context)).tolist()
     # As decoding does, a step looks for the end of each sequence, and never finds it.
     stops = [NO_TOKEN] * len(stop_tokens(model, None))
-    room = context + room_for(model, max_nodes)
-    state = prefill(model, prompts, room, rule=rule, max_new_tokens=ENDLESS, stops=stops)
-    runs = _warm_up(model, state, buffers, context, most, rule)
-    timed, steps = [trees[i] for i in runs], list(runs.values())
-    seconds = np.full((rounds, BURST, len(steps)), np.nan)
+    state = prefill(model, prompts, context + job.room, rule=job.rule, max_new_tokens=ENDLESS, stops=stops)
+    runs = _warm_up(job, state, context)
+    timed, steps = [job.trees[i] for i in runs], list(runs.values())
+    seconds = np.full((job.rounds, BURST, len(steps)), np.nan)
     always = set(range(len(steps)))
     begin = time.perf_counter()
-    for r in range(rounds):
-        if contenders is not None and r == CLEAR_AFTER:
+    for r in range(job.rounds):
+        if job.contenders is not None and r == CLEAR_AFTER:
             so_far = LatencyGrid(tuple(_points(timed, load, seconds[:r])), "", "")
-            smallest, largest = contenders(so_far.curve(*load))
+            smallest, largest = job.contenders(so_far.curve(*load))
             always = {i for i, t in enumerate(timed) if t.nodes == 0 or smallest <= t.nodes <= largest}
-        for i in rng.permutation(len(steps)):
+        for i in job.rng.permutation(len(steps)):
             if i in always or r % SELDOM == 0:
-                seconds[r, :, i] = time_steps(steps[i], state, context, most, BURST)
-        progress(1)
+                seconds[r, :, i] = time_steps(steps[i], state, context, job.most, BURST)
+        job.progress(1)
         if r + 1 >= MIN_ROUNDS and time.perf_counter() - begin > SECONDS_A_LOAD:
-            progress(rounds - r - 1)
+            job.progress(job.rounds - r - 1)
             return timed, seconds[: r + 1]
     return timed, seconds
 
@@ -220,19 +240,18 @@ def _points(trees: list[CandidateTree], load: Load, seconds: npt.NDArray[np.floa
     return points
 
 
-def _warm_up(
-    model: MedusaModel, state: State, trees: list[TreeBuffers], context: int, most: int, rule: Rule
-) -> dict[int, Step]:
+def _warm_up(job: _Job, state: State, context: int) -> dict[int, Step]:
     """Kernels chosen, memory touched, graphs captured: the steps worth timing, by the number of their tree, from small to
-    large until one takes over ``most`` times plain decoding."""
+    large until one takes over ``job.most`` times plain decoding."""
     runs: dict[int, Step] = {}
     plain = np.inf
-    for i in sorted(range(len(trees)), key=lambda i: (trees[i].nodes, -trees[i].depth)):
-        runs[i] = stepper(model, state, trees[i], rule, runs.values())
-        warm = time_steps(runs[i], state, context, most, WARM)[1:].min()
-        if trees[i].nodes == 0:
+    for i in sorted(range(len(job.trees)), key=lambda i: (job.trees[i].nodes, -job.trees[i].depth)):
+        buffers = TreeBuffers.of(job.trees[i], job.model.device)
+        runs[i] = stepper(job.model, state, buffers, job.rule, runs.values())
+        warm = time_steps(runs[i], state, context, job.most, WARM)[1:].min()
+        if buffers.nodes == 0:
             plain = warm
-        elif warm > 1.5 * most * plain:  # half as much again: warm steps are noisy figures
+        elif warm > 1.5 * job.most * plain:  # half as much again: warm steps are noisy figures
             break
     return runs
 

@@ -16,7 +16,7 @@ from ..search.refine import swap_nodes, visited_tree
 from ..traces.probetrace import ProbeTrace
 from ..traces.replay import replay
 from ..traces.trace import FEW, RankTrace, head_accuracy
-from .budget import Budget, Memory
+from .budget import Budget
 from .calibration import Calibration
 from .choose import Curve, pick, predict
 from .offers import Estimator, Offers, engine_offers, estimate, free_offers, full_order, ladder
@@ -38,6 +38,28 @@ class Plan:
     infeasible: dict[Load, str] = field(default_factory=dict)
     free: dict[Load, tuple[OperatingPoint, CandidateTree]] = field(default_factory=dict)
     plain_from: dict[int, int | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is planned from: the calibration, in its two parts, and path frequencies fitted to the first; and what is asked for."""
+
+    calibration: Calibration
+    fit: RankTrace
+    held: RankTrace
+    estimator: Estimator
+    budget: Budget
+    engine: str | None
+    swaps: bool
+
+    @property
+    def latency(self) -> Latency:
+        return self.calibration.latency
+
+    @property
+    def kind(self) -> str:
+        """ "measured" or "modelled"."""
+        return self.latency.kind
 
 
 def plan(
@@ -85,6 +107,7 @@ def plan(
         )
     sizes = ladder(largest, [p.nodes for c in curves.values() for p in c.points])
     fitted = estimate(fit, estimator)
+    task = _Task(calibration, fit, held, fitted, budget, engine, swaps)
     order = full_order(fitted, largest, fit.heads)
     free = free_offers(order, fit, held, sizes, fit.heads)
     offers = engine_offers(engine, fitted, fit, held, sizes, fit.heads) if engine else free
@@ -97,16 +120,16 @@ def plan(
         try:
             chosen[load] = pick(offers, curve, load, budget, calibration.memory)
         except InputError as error:
-            infeasible[load] = f"{error}{' (modelled)' * (latency.kind == 'modelled')}"
+            infeasible[load] = f"{error}{' (modelled)' * (task.kind == 'modelled')}"
             continue
-        points.append(_point(chosen[load], offers, held, curve, load, latency.kind))
+        points.append(_point(task, chosen[load], offers, curve, load))
         if engine:
             best = pick(free, curve, load, budget, calibration.memory)
-            unbounded[load] = _point(best, free, held, curve, load, latency.kind)
+            unbounded[load] = _point(task, best, free, curve, load)
     if not points:
         raise InputError("\n".join(infeasible.values()))
     if not engine:
-        points = [_own(p, t, fit, held, curves[p.batch, p.context], fitted, latency.kind, swaps) for p, t in points]
+        points = [_own(task, point, tree, curves[point.batch, point.context]) for point, tree in points]
     common, why = (CandidateTree(), f"chosen within what {engine} takes") if engine else (order, "")
     paths, numbered = _number_paths(common, points, fitted, why)
     contents = TreeFile(
@@ -117,30 +140,25 @@ def plan(
         candidates=fit.candidates,
         head_accuracy=tuple(tuple(round(float(a), 6) for a in row) for row in head_accuracy(fit)),
         acceptance=fit.acceptance,
-        provenance=_record(calibration, fit, held, fitted, budget, engine, swaps, largest),
+        provenance=_record(task, largest),
     )
-    return Plan(
-        contents, chosen, infeasible, unbounded, _plain_from(contents, latency, offers, budget, calibration.memory)
-    )
+    return Plan(contents, chosen, infeasible, unbounded, _plain_from(task, contents, offers))
 
 
-def _record(
-    calibration: Calibration, fit: RankTrace, held: RankTrace, estimator: Estimator, budget: Budget, engine: str | None, swaps: bool,
-    largest: int,
-) -> dict[str, Any]:  # fmt: skip
+def _record(task: _Task, largest: int) -> dict[str, Any]:
     """The calibration's provenance and how this plan was made."""
-    latency = calibration.latency
+    latency, fit, held = task.latency, task.fit, task.held
     return {
-        **calibration.provenance,
+        **task.calibration.provenance,
         "device": latency.device,
         "dtype": latency.dtype,
-        **({"modelled": latency.to_json()} if latency.kind == "modelled" else {}),
-        "estimator": estimator.to_json(),
+        **({"modelled": latency.to_json()} if task.kind == "modelled" else {}),
+        "estimator": task.estimator.to_json(),
         "plan": {
-            "budget": budget.to_json(),
-            "engine": engine,
-            "swaps": swaps,
-            "prefixes_to": None if engine else largest,
+            "budget": task.budget.to_json(),
+            "engine": task.engine,
+            "swaps": task.swaps,
+            "prefixes_to": None if task.engine else largest,
         },
         "sequences": {"fitting": len(fit.lengths), "held_out": len(held.lengths)},
         "positions": {"fitting": fit.positions, "held_out": held.positions},
@@ -148,42 +166,36 @@ def _record(
 
 
 def _point(
-    curve: Curve, offers: Offers, held: RankTrace, latency: LatencyCurve, load: Load, kind: str
+    task: _Task, curve: Curve, offers: Offers, latency: LatencyCurve, load: Load
 ) -> tuple[OperatingPoint, CandidateTree]:
+    """What was picked of the offers at a load, and its tree."""
     if curve.offer is None:
-        return predict(CandidateTree(), held, latency, load, kind, curve.limit), CandidateTree()
+        return predict(CandidateTree(), task.held, latency, load, task.kind, curve.limit), CandidateTree()
     tree = offers.tree(curve.offer)
-    return predict(tree, held, latency, load, kind, curve.limit, offers.settings(curve.offer)), tree
+    return predict(tree, task.held, latency, load, task.kind, curve.limit, offers.settings(curve.offer)), tree
 
 
 def _own(
-    point: OperatingPoint,
-    tree: CandidateTree,
-    fit: RankTrace,
-    held: RankTrace,
-    latency: LatencyCurve,
-    estimator: Estimator,
-    kind: str,
-    swaps: bool,
+    task: _Task, point: OperatingPoint, tree: CandidateTree, latency: LatencyCurve
 ) -> tuple[OperatingPoint, CandidateTree]:
     """A tree of the point's own (made for what a tree of its size visits, or with nodes swapped), where the common
     order loses to it on the fitting sequences beyond doubt (the 95% interval) and by more than OWN_GAIN."""
-    visits = estimator.name == "visited"
-    if not tree.nodes or not (visits or swaps) or len(fit.lengths) < FEW:
+    visits = task.estimator.name == "visited"
+    if not tree.nodes or not (visits or task.swaps) or len(task.fit.lengths) < FEW:
         return point, tree
-    sample = fit.sample(ENOUGH)
-    own = visited_tree(sample, tree.nodes, estimator.kappa, tree.depth) if visits else tree
-    if swaps:
+    sample = task.fit.sample(ENOUGH)
+    own = visited_tree(sample, tree.nodes, task.estimator.kappa, tree.depth) if visits else tree
+    if task.swaps:
         own = swap_nodes(own, *sample.halves(), depth=tree.depth)
     before = replay(tree, sample)
     more, low, _ = replay(own, sample).less(before)
     if low <= 0 or more < OWN_GAIN * before.acceptance_length:
         return point, tree
-    how = [f"for what {tree.nodes} nodes visit"] * visits + ["with nodes swapped"] * swaps
+    how = [f"for what {tree.nodes} nodes visit"] * visits + ["with nodes swapped"] * task.swaps
     why = (
         f"a tree {' and '.join(how)} accepts {100 * more / before.acceptance_length:.1f}% more on the fitting sequences"
     )
-    new = predict(own, held, latency, (point.batch, point.context), kind, point.limit)
+    new = predict(own, task.held, latency, (point.batch, point.context), task.kind, point.limit)
     return replace(new, why_own=why), own
 
 
@@ -204,9 +216,7 @@ def _number_paths(
     return paths, tuple(numbered)
 
 
-def _plain_from(
-    contents: TreeFile, latency: Latency, offers: Offers, budget: Budget, memory: Memory | None
-) -> dict[int, int | None]:
+def _plain_from(task: _Task, contents: TreeFile, offers: Offers) -> dict[int, int | None]:
     """For each context the smallest batch from which no larger one planned wants a tree, if it could have one. Where the
     latency is modelled, batches beyond those planned are tried, too."""
     found: dict[int, int | None] = {}
@@ -215,20 +225,19 @@ def _plain_from(
         trees = [b for b, wanted in here if wanted]
         later = [b for b, _ in here if b > max(trees, default=0)]
         found[context] = min(later, default=None)
-        if latency.kind == "modelled" and not later:
-            found[context] = _plain_beyond(here[-1][0], context, latency, offers, budget, memory)
+        if task.kind == "modelled" and not later:
+            found[context] = _plain_beyond(task, offers, here[-1][0], context)
     return found
 
 
-def _plain_beyond(
-    batch: int, context: int, latency: Latency, offers: Offers, budget: Budget, memory: Memory | None
-) -> int | None:
+def _plain_beyond(task: _Task, offers: Offers, batch: int, context: int) -> int | None:
     """The first batch above ``batch`` at which no tree wins, by bisection; a longer step and more memory are granted
     to it, as no batch that large was asked for. None if there is none up to LARGEST_BATCH."""
-    granted = Budget(budget.ratio, None, budget.max_nodes, budget.max_depth)
+    granted = replace(task.budget, seconds=None, memory=None)
 
     def plain_wins(batch: int) -> bool:
-        return pick(offers, latency.curve(batch, context), (batch, context), granted, memory).offer is None
+        load = batch, context
+        return pick(offers, task.latency.curve(*load), load, granted, task.calibration.memory).offer is None
 
     low = high = batch
     while not plain_wins(high):

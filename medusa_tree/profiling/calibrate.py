@@ -117,13 +117,13 @@ def _time(
     """Step latency at every load, and which of them memory did not suffice for, and why."""
     left_out: list[str] = []
     rounds, largest = device.ROUNDS, _largest(budget)
+    told = counted(report, "Timing steps (rounds)", rounds * len(timing.batches) * len(timing.contexts))
 
     def leave_out(load: Load, why: InputError) -> None:
         left_out.append(f"batch {load[0]}, context {load[1]}: {why}")
 
     latency = device.measure(
-        model, largest, profiling.candidates, timing.batches, timing.contexts, rounds, profiling.seed,
-        counted(report, "Timing steps (rounds)", rounds * len(timing.batches) * len(timing.contexts)), profiling.rule,
-        contenders(trace, largest, budget), leave_out,
+        model, largest, profiling.candidates, timing.batches, timing.contexts, rounds, profiling.seed, rule=profiling.rule,
+        contenders=contenders(trace, largest, budget), leave_out=leave_out, progress=told,
     )  # fmt: skip
     return latency, left_out

@@ -7,7 +7,7 @@ few a position instead of the whole probe tree.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,6 +26,7 @@ from medusa_runtime.tree import CandidateTree
 
 from ..planning.compare import COPIED, fit_to_heads, published_tree
 from ..planning.offers import estimate, full_order
+from ..progress import Progress
 from ..traces.probetrace import ProbeTrace
 from ..traces.trace import RankTrace
 from .profile import profile, ranks_of
@@ -34,7 +35,6 @@ PROBE = 256  # nodes of the probe tree, before the lists that people use
 TEXT = 32  # nodes of the tree that makes the text to fit on
 BATCH = 16  # prompts decoded at once
 
-Progress = Callable[[int], object]
 Probed = tuple[npt.NDArray[np.int16], npt.NDArray[np.bool_]]  # a text's ranks (T, H), and what would be accepted (T, N)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +17,9 @@ from medusa_runtime.model import MedusaModel
 from medusa_runtime.step import State, propose, step
 from medusa_runtime.tree import CandidateTree
 
+from ..progress import Progress
 from ..traces.table import MISS
 from ..traces.trace import RankTrace
-
-Progress = Callable[[int], object]  # told how many prompts or rounds were done since it was last called
 
 
 @torch.inference_mode()

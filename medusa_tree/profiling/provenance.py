@@ -53,7 +53,7 @@ def provenance(
             "seed": profiling.seed, "max_new_tokens": profiling.max_new_tokens, "tokens": f"the model's own output: {profiling.rule}",
         },
         "device": device_name(model.device),
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": model.dtype_name,
         "versions": versions(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip

@@ -163,9 +163,8 @@ def tree_rows(tree: CandidateTree) -> list[float]:
     rows = [0.0] * len(paths)
     below: list[list[float]] = [[] for _ in paths]
     leaves = 0
-    for i in sorted(
-        range(len(paths)), key=paths.__getitem__, reverse=True
-    ):  # children before their parents, last first
+    # Children before their parents, last first.
+    for i in sorted(range(len(paths)), key=paths.__getitem__, reverse=True):
         if below[i]:
             rows[i] = (below[i][0] + below[i][-1]) / 2
         else:

@@ -73,14 +73,8 @@ def replan(contents: TreeFile, calibration: Calibration) -> Plan:
     """The plan behind a tree.json, made again from what it was planned from as its provenance says."""
     made, budget = how_planned(contents)
     loads = [(p.batch, p.context) for p in contents.operating_points]
-    return plan(
-        calibration,
-        budget,
-        loads,
-        engine=made.plan.engine,
-        swaps=made.plan.swaps,
-        estimator=made.estimator.name or "visited",
-    )
+    estimator, engine, swaps = made.estimator.name or "visited", made.plan.engine, made.plan.swaps
+    return plan(calibration, budget, loads, engine=engine, estimator=estimator, swaps=swaps)
 
 
 def write_page(path: Path, contents: TreeFile, calibration: Calibration | None) -> list[str]:

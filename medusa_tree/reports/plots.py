@@ -29,10 +29,7 @@ MARKERS = {"disc": "o", "square": "s", "diamond": "D", "ring": "v"}
 
 
 def plan_plot(
-    calibration: Calibration,
-    curves: dict[Load, Curve],
-    rows: dict[Load, list[Compared]],
-    path: Path,
+    calibration: Calibration, curves: dict[Load, Curve], rows: dict[Load, list[Compared]], path: Path
 ) -> None:
     """A PNG of two panels: the accuracy of each head at each rank, and speedup over tree size with the choice."""
     from matplotlib.figure import Figure  # not pyplot, which looks for a screen

@@ -14,7 +14,8 @@ from medusa_runtime.errors import InputError
 from medusa_runtime.model import MedusaModel
 
 from ..planning.offers import estimate, full_order
-from ..profiling.profile import Progress, profile
+from ..profiling.profile import profile
+from ..progress import Progress
 from ..traces.replay import replay
 from .data import Row, collate
 from .loss import CHUNK, IGNORE, autocast_weights, base_loss, head_targets
