@@ -19,8 +19,9 @@ VOCAB, WIDTH, INNER, HEADS, HEAD, RANK, EXPERTS = 64, 64, 32, 4, 16, 8, 4
 MOST_LAYERS = 8
 SPREAD = 0.25  # standard deviation of the random weights: large enough for every token to move the logits
 
-# By what configs call them. What a config does not have, or has as None or 0, stays so.
-SIZES: tuple[tuple[int, tuple[str, ...]], ...] = (
+# By what configs call them: lengths, and below them sizes, which are made no larger than they are. What a config does not have,
+# or has as None or 0, stays so.
+LENGTHS: tuple[tuple[int, tuple[str, ...]], ...] = (
     (POSITIONS, (
         "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_target_positions", "max_source_positions",
     )),
@@ -29,6 +30,8 @@ SIZES: tuple[tuple[int, tuple[str, ...]], ...] = (
         "sliding_window", "attention_chunk_size", "attention_window_size", "window_size", "local_attention", "keep_window_size",
         "index_topk", "floor_scale",
     )),
+)  # fmt: skip
+SIZES: tuple[tuple[int, tuple[str, ...]], ...] = (
     (VOCAB, ("vocab_size", "vocab_size_per_layer_input")),
     (WIDTH, (
         "hidden_size", "d_model", "n_embd", "embedding_size", "word_embed_proj_dim", "lru_width", "dim_model_base",
@@ -74,7 +77,8 @@ def shrunk(config: PreTrainedConfig) -> PreTrainedConfig:
     """The config of a small copy; sub-configs are shrunk likewise."""
     layers, kept = _layers(config)
     said = {k: v for k, v in config.to_dict().items() if v and not k.startswith("_")}
-    small = {key: _sized(value, size) for size, keys in SIZES for key in keys if (value := said.get(key))}
+    small = {key: type(said[key])(length) for length, keys in LENGTHS for key in keys if said.get(key)}
+    small |= {key: _sized(said[key], size) for size, keys in SIZES for key in keys if said.get(key)}
     small |= {key: _sized(said[key], HEADS) for key in QUERY_HEADS if said.get(key)}
     queries = next((said[k] for k in QUERY_HEADS if said.get(k)), None)
     small |= {key: min(said[key], HEADS if said[key] == queries else 2) for key in KEY_HEADS if said.get(key)}
@@ -97,10 +101,9 @@ def shrunk(config: PreTrainedConfig) -> PreTrainedConfig:
     if "max_window_layers" in said:
         small["max_window_layers"] = kept if said["max_window_layers"] >= layers else 1
     if getattr(config, "is_heterogeneous", False):  # layers differ in size
+        own = {int(i): layer for i, layer in said.get("per_layer_config", {}).items()}
         small["per_layer_config"] = {
-            k: {n: small.get(n, v) for n, v in own.items()}
-            for k, own in said.get("per_layer_config", {}).items()
-            if int(k) < kept
+            i: {k: small.get(k, v) for k, v in layer.items()} for i, layer in own.items() if i < kept
         }
         made = type(config).from_dict({**config.to_dict(), **small})
     else:
@@ -115,10 +118,8 @@ def shrunk(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def _sized(was: Any, size: int) -> Any:
-    """The size in the place of ``was``: in a list for each layer, and no larger than it, but for the context and the switch."""
-    if isinstance(was, (list, tuple)):
-        return [_sized(w, size) for w in was]
-    return type(was)(size if size in (POSITIONS, SWITCH) else min(was, size))
+    """A size, or one for each layer, no larger than it was."""
+    return [_sized(w, size) for w in was] if isinstance(was, (list, tuple)) else type(was)(min(was, size))
 
 
 def _layers(config: PreTrainedConfig) -> tuple[int, int]:

@@ -9,7 +9,8 @@ one another of which two different paths are kept.
   makes, and texts go across windows, on both sides of a RoPE switch, and to the end of the context. Takes some 0.1 s whatever
   the model's size, as crossing a window of 4,096 tokens on the model itself would take minutes on a CPU.
 - On the model's own weights, with short texts. That is for what a miniature has not: weights that are quantised, split or
-  placed by a device map, and configs of which no miniature can be built. Here rounding counts, and the bar is coarse.
+  placed by a device map, and configs of which no miniature can be built (their windows are then not crossed). Here rounding
+  counts, and the bar is coarse.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ def own_attention(base: PreTrainedModel) -> Iterator[None]:
             config._attn_implementation = was
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def expected(base: PreTrainedModel, script: Script) -> Tensor:
     """(texts, longest, V) float32 on the CPU: transformers' own logits, by its own attention and masks. Texts are padded on the
     right, where no token sees the padding."""
@@ -133,7 +134,7 @@ def expected(base: PreTrainedModel, script: Script) -> Tensor:
         return base(input_ids=_padded(script.texts, base.device), use_cache=False).logits.float().cpu()
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def differences(model: TreeModel, script: Script, rounds: Rounds, want: Tensor) -> Iterator[Difference]:
     """Our passes over the script, against what transformers makes of its texts."""
     device, spread = model.device, want.std()
@@ -170,7 +171,7 @@ _PROVEN: dict[tuple[type, str], bool] = {}  # classes with their configs, and wh
 def prove(base: PreTrainedModel, name: str) -> None:
     """InputError where a model is not run as transformers runs it, saying what differs. The model is left as it was."""
     check_architecture(base, name)
-    key = type(base), base.config.to_json_string(use_diff=False)
+    key = type(base), str(base.config.to_dict())
     if key not in _PROVEN:
         _PROVEN[key] = _prove_miniature(base, name)
     script = Script.write(base.config.get_text_config().vocab_size, BRIEF, SHORT)
@@ -249,12 +250,8 @@ def _running(base: PreTrainedModel, name: str) -> Iterator[None]:
 
 
 def _refusal(base: PreTrainedModel, name: str, found: Difference, at: int, whose: str) -> InputError:
-    windows = {
-        k: w
-        for k in ("sliding_window", "attention_chunk_size")
-        if (w := getattr(base.config.get_text_config(), k, None))
-    }
-    behind = "".join(f", behind the {k} of {w}" for k, w in windows.items() if at >= w)
+    window = getattr(base.config.get_text_config(), "sliding_window", None)
+    behind = f", behind the sliding_window of {window}" if window and at >= window else ""
     which = ("shorter", "longer")[found.sequence]
     return InputError(
         f"{name}: {type(base).__name__} is not run as transformers runs it: in {found.what}, logits{whose} differ by "
