@@ -15,7 +15,7 @@ from pydantic import Field
 from medusa_runtime.acceptance.rules import GREEDY, RuleJson, rule_json
 from medusa_runtime.errors import InputError
 from medusa_runtime.files import write_beside
-from medusa_runtime.reading import Object, Whole, parse_json, read_as
+from medusa_runtime.reading import Object, Whole, parse_json, read_as, shown
 from medusa_runtime.tree import CandidateTree
 from medusa_runtime.treefile import Paths
 
@@ -108,9 +108,11 @@ def load_calibration(path: Path) -> Calibration:
     data = parse_json(str(arrays["meta"]), where, mend)
     version = data.get("version") if isinstance(data, dict) else None
     if isinstance(version, bool) or version not in READABLE:
-        raise InputError(f"{path}: calibration version {version!r}, this medusa-tree reads {READABLE}; calibrate again")
+        raise InputError(
+            f"{path}: calibration version {shown(version)}, this medusa-tree reads {READABLE}; calibrate again"
+        )
     meta = read_as(_Meta, data, where, mend)
-    grid = LatencyGrid.from_json(meta.latency, f"{path}: latency grid")
+    grid = LatencyGrid.from_json(meta.latency, f'{where}, "latency"')
     trace = trace_of({**arrays, "candidates": np.array(meta.candidates)}, path)
     trace = replace(trace, acceptance=meta.acceptance)
     if meta.probe is not None:
