@@ -436,6 +436,18 @@ def test_commands_refuse_a_missing_or_broken_tree(command, tmp_path):
     assert "cut.json" in run(command, tmp_path / "cut.json", code=2).output
 
 
+@pytest.mark.parametrize(
+    ("args", "words_"),
+    [
+        (("--seed", -1), "-1 is not in the range x>=0"),
+        (("--max-nodes", 10**9), "1000000000 is not in the range 1<=x<=16384"),
+    ],
+)
+def test_numbers_that_cannot_be_gone_by_are_refused(model, calibrated, tmp_path, args, words_):
+    command = calibrate(model) if args[0] == "--seed" else ("plan", calibrated)
+    assert words_ in words(run(*command, *args, "-o", tmp_path / "t.json", code=2))
+
+
 def test_plan_refuses_what_is_no_calibration(tmp_path):
     (tmp_path / "c.npz").write_bytes(b"PK\x03\x04 not really")
     assert "not a calibration" in run("plan", tmp_path / "c.npz", "-o", tmp_path / "t.json", code=2).output

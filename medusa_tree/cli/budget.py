@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .common import COUNT, Command, together
+from .common import COUNT, NODES, Command, together
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,6 +45,6 @@ def budget_options(max_nodes: int | None, says: str) -> Callable[[Command], Comm
         Bounds,
         "bounds",
         click.option("--budget", help="Longest step: a ratio to plain decoding (1.3x) or a time (25ms).  [default: none]"),
-        click.option("--max-nodes", type=COUNT, default=max_nodes, help=f"Largest tree.  [default: {says}]"),
+        click.option("--max-nodes", type=NODES, default=max_nodes, help=f"Largest tree.  [default: {says}]"),
         click.option("--max-depth", type=COUNT, help="Deepest tree: how many heads to use.  [default: all]"),
     )  # fmt: skip

@@ -11,7 +11,7 @@ import click
 
 from .acceptance import Acceptance, acceptance_options
 from .budget import Bounds, budget_options
-from .common import COUNT, FILE, progress_bars, stderr, together, warn_of_cut_prompts
+from .common import COUNT, FILE, SEED, progress_bars, stderr, together, warn_of_cut_prompts
 from .model import ModelSource, model_options
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ profiling_options = together(
     click.option("--max-new-tokens", type=COUNT, default=128, show_default=True, help="Tokens to generate a prompt."),
     click.option("--held-out", type=float, default=0.25, show_default=True, help="Fraction of prompts kept for the reported figures."),
     click.option("--candidates", type=COUNT, default=10, show_default=True, help="Ranks kept a head."),
-    click.option("--seed", type=int, default=0, show_default=True, help="Draws the held-out prompts, and samples."),
+    click.option("--seed", type=SEED, default=0, show_default=True, help="Draws the held-out prompts, and samples."),
 )  # fmt: skip
 
 

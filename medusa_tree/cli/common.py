@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 COUNT = click.IntRange(min=1)
+NODES = click.IntRange(1, 1 << 14)  # sixteen times the largest tree that anyone verifies; a planner has to end
+SEED = click.IntRange(min=0)
 
 Command = Callable[..., Any]
 

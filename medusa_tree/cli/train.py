@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import COUNT, FILE, progress_bars, stderr, stdout, together
+from .common import COUNT, FILE, SEED, progress_bars, stderr, stdout, together
 from .model import Placement, placement_options, quiet_transformers
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ answer_options = together(
     show_default=True,
     help="Held-out prompts for acceptance length.",
 )
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=SEED, default=0, show_default=True)
 @click.option("--resume", is_flag=True, help="Go on with the run that was begun in the output folder.")
 @placement_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
