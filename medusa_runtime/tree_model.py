@@ -76,6 +76,14 @@ class TreeModel(nn.Module):
         self.workspace: object | None = None  # what :mod:`medusa_runtime.graph` keeps from one request to the next
         self._tree_pass = self._pass
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles, which get a turn and a workspace of their own."""
+        return {**self.__dict__, "turn": None, "workspace": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.turn = RLock()
+
     def _catch_hidden(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         self._hidden = args[0]
 

@@ -1,7 +1,5 @@
 """The runtime against transformers' own greedy generate, on tiny models of several families."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import pytest
 import torch
@@ -134,23 +132,6 @@ def test_sampled_texts_are_the_same_only_where_that_is_asked_for():
     assert texts(rule=Sampling(1.5, seed=1), streams=[7]) != texts(rule=Sampling(1.5, seed=1), streams=[8])
     calibrated = TreeFile((), (), 1, 1, (), (), acceptance=Sampling(1.5, seed=3))
     assert rule_for(calibrated, None) == Sampling(1.5), "a calibration's seed is of its own text"
-
-
-@pytest.mark.parametrize("fixed", [False, True])
-def test_requests_from_several_threads_each_get_their_own_text(fixed, monkeypatch):
-    """Of different batches and lengths, so that their steps fall between one another's; one reader gives up on the way."""
-    model = tiny_model()
-    if fixed:  # as where steps are captured: the workspace goes from one request to the next
-        monkeypatch.setattr(type(model), "fixed", property(lambda self: True))
-    requests = [random_prompts(1 + i % 3, seed=i) for i in range(12)]
-    want = [model.generate(prompts, tree=BUSHY, max_new_tokens=24).tokens for prompts in requests]
-    next(stream(model, requests[0], BUSHY, 24))
-
-    def serve(prompts):
-        return model.generate(prompts, tree=BUSHY, max_new_tokens=24).tokens
-
-    with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(serve, requests)) == want
 
 
 def test_heads_are_evaluated_once_a_sequence_a_step_and_only_those_the_tree_uses():
