@@ -129,13 +129,13 @@ class MedusaModel(TreeModel):
         Raises:
             InputError: nothing there, unreadable, or model and heads do not fit.
         """
-        hub = Hub(revision, token, cache_dir, force_download, local_files_only)
-        source = Source.of(model, hub)
-        heads_source = source if heads is None else Source.of(heads, replace(hub, revision=heads_revision))
         if heads is None and heads_revision is not None:
             raise InputError(
                 f"--heads-revision {heads_revision}: is of the repository that --heads names; without it heads are looked for with the model, at its --revision"
             )
+        hub = Hub(revision, token, cache_dir, force_download, local_files_only)
+        source = Source.of(model, hub)
+        heads_source = source if heads is None else Source.of(heads, replace(hub, revision=heads_revision))
         config = read_config(source)
         if is_heads_repository(config):
             named = checked(HeadsConfig, config, f"{source.where}: {CONFIG}").base_model_name_or_path

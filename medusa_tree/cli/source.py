@@ -106,11 +106,10 @@ def read_grid(path: Path) -> LatencyGrid:
 def _model(
     name: str, source: LatencySource, trace: RankTrace, measured: LatencyGrid | None, shape: ModelShape | None, max_nodes: int | None
 ) -> Roofline:  # fmt: skip
-    """The device's roofline. Launches cost what they were found to cost on a GPU, layer for layer; a CPU's steps say
-    nothing about that, as nothing is launched there."""
+    """The device's roofline, of the model that the options name, or the one that was measured."""
     from medusa_runtime.errors import InputError
     from medusa_runtime.reading import read_json
-    from medusa_tree.devices.roofline import ACHIEVED, fit_roofline, gpu, model_device
+    from medusa_tree.devices.roofline import ACHIEVED, fitted_overhead, gpu, model_device
     from medusa_tree.devices.shape import BYTES, ModelShape
 
     gpu(name)  # before anything is said of it
@@ -126,22 +125,11 @@ def _model(
             f"[yellow]Each level drafted is modelled as a Medusa head of {there.head_params / 1e6:.4g} million weights; "
             "--head-params N sets what your drafter reads for one.[/yellow]"
         )
-    overhead, per_head = 0.0, 0.0
+    overhead, per_head, note = fitted_overhead(measured, shape, there.layers)
     if source.launch_overhead is not None:
-        overhead = source.launch_overhead / 1e3
-    elif measured is not None and measured.gpu and shape is not None and len(measured.loads()) > 1:
-        fitted = fit_roofline(measured, shape)
-        overhead, per_head = fitted.overhead * there.layers / shape.layers, fitted.per_head_overhead
-        stderr().print(
-            f"Modelled launch overhead: {1e3 * overhead:.3g} ms a step, as fitted on {fitted.device}; --launch-overhead MS sets another."
-        )
+        overhead, per_head = source.launch_overhead / 1e3, 0.0
     else:
-        why = "none was measured on a GPU"
-        if measured is not None and measured.gpu:
-            why = "a grid of one batch and context does not tell it from reading weights (calibrate with several --context)"
-        stderr().print(
-            f"[yellow]No launch overhead is known, as {why}: modelled with none; --launch-overhead MS sets one.[/yellow]"
-        )
+        stderr().print(note, style=None if overhead else "yellow")
     known = measured.dtype if measured is not None and measured.dtype in BYTES else "bfloat16"
     return model_device(
         name, there, dtype=source.weight_dtype or known, kv_dtype=source.kv_dtype, overhead=overhead, per_head_overhead=per_head,

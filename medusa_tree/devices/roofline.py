@@ -164,6 +164,26 @@ def roofline_errors(roofline: Roofline, grid: LatencyGrid) -> npt.NDArray[np.flo
     return roofline.seconds(n, d, b, c) / t - 1
 
 
+def fitted_overhead(measured: LatencyGrid | None, shape: ModelShape | None, layers: int) -> tuple[float, float, str]:
+    """What launches cost a model of so many ``layers``: seconds a step and a head, and a line for people.
+
+    They cost what they were found to cost on a GPU, layer for layer; a CPU's steps say nothing about that, as nothing is launched
+    there. Without such a grid 0 and 0.
+
+    Args:
+        shape: of the model that was ``measured``.
+    """
+    if measured is not None and measured.gpu and shape is not None and len(measured.loads()) > 1:
+        fitted = fit_roofline(measured, shape)
+        overhead = fitted.overhead * layers / shape.layers
+        told = f"Modelled launch overhead: {1e3 * overhead:.3g} ms a step, as fitted on {fitted.device}"
+        return overhead, fitted.per_head_overhead, f"{told}; --launch-overhead MS sets another."
+    why = "none was measured on a GPU"
+    if measured is not None and measured.gpu:
+        why = "a grid of one batch and context does not tell it from reading weights (calibrate with several --context)"
+    return 0.0, 0.0, f"No launch overhead is known, as {why}: modelled with none; --launch-overhead MS sets one."
+
+
 def model_device(
     name: str,
     shape: ModelShape,

@@ -10,6 +10,7 @@ from medusa_runtime.tree import CandidateTree
 from medusa_runtime.treefile import Estimate, OperatingPoint, TreeFile
 
 from ..devices.latency import Load
+from ..origin import origin
 from ..planning.calibration import Calibration
 from ..planning.compare import Compared, compare, usual
 from ..planning.notes import notes, roofline_beside
@@ -34,7 +35,7 @@ def comparison(calibration: Calibration, plan: Plan, point: OperatingPoint) -> l
     load = (point.batch, point.context)
     latency = calibration.latency.curve(*load)
     trees = usual(held, latency)
-    engine = plan.contents.provenance.get("plan", {}).get("engine")
+    engine = origin(plan.contents).plan.engine
     if load in plan.free:
         trees.append(("free tree", plan.free[load][1]))
     trees.append((f"chosen for {engine}" if engine else "chosen tree", plan.contents.tree_of(point)))
