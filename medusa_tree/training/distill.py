@@ -15,7 +15,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from medusa_runtime.decode import check_tokens
 from medusa_runtime.errors import InputError, out_of_memory
 from medusa_runtime.files import write_beside
-from medusa_runtime.reading import parse_json
+from medusa_runtime.reading import Object, parse_json, read_as, read_json
 
 from ..profiling.corpus import Prompt
 from ..profiling.tokens import tokenize
@@ -174,7 +174,7 @@ def _drop_broken_line(part: Path) -> None:
 
 def _same_settings(path: Path, settings: dict[str, Any], first: bool) -> None:
     if path.is_file():
-        before = json.loads(path.read_text("utf-8"))
+        before = read_as(Object, read_json(path), str(path))
         other = [k for k in settings if before.get(k) != settings[k]]
         if other:
             raise InputError(

@@ -22,6 +22,7 @@ from medusa_runtime.heads.heads import MedusaHeads
 from medusa_runtime.hub import DEFAULT, Hub
 from medusa_runtime.model import MedusaModel
 from medusa_runtime.processes import process_group
+from medusa_runtime.reading import Object, read_as, read_json
 
 from ..profiling.corpus import Prompt, read_corpus
 from ..progress import Report, unseen
@@ -245,7 +246,7 @@ def _claim(job: Run, work: Path, state: PartialState) -> None:
             raise InputError(
                 f"-o {job.output}: a run was begun there; go on with it by --resume, or give another folder"
             )
-        before = json.loads(path.read_text("utf-8"))
+        before = read_as(Object, read_json(path), str(path))
         fixed = (
             wanted if trained else ("model", "revision", "dtype", "quantize")
         )  # whose answers; their settings stand beside them
