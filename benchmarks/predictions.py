@@ -41,7 +41,7 @@ from medusa_tree.profiling.tokens import tokenize
 from medusa_tree.traces.bootstrap import bootstrap, ratio_interval
 from medusa_tree.traces.replay import replay
 from medusa_tree.traces.trace import RankTrace
-from medusa_tree.validation.validate import timed_run
+from medusa_tree.validation.timing import timed_run
 
 GRID_ROUNDS = 4  # of the latency grid before every round of decoding: what calibrate gives the close ones is 16
 

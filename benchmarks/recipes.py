@@ -33,7 +33,7 @@ from medusa_tree.traces.replay import replay
 from medusa_tree.training.card import summary
 from medusa_tree.training.recipe import Recipe
 from medusa_tree.training.run import Distillation, Run, run
-from medusa_tree.validation.validate import timed_run
+from medusa_tree.validation.timing import timed_run
 
 SIZES = (16, 32, 64)
 SPEED = 16  # nodes of the tree that is timed

@@ -26,7 +26,7 @@ from medusa_tree.profiling.profile import profile
 from medusa_tree.profiling.tokens import tokenize
 from medusa_tree.traces.bootstrap import bootstrap, rate_ratio, ratio_interval
 from medusa_tree.validation.texts import log_likelihood
-from medusa_tree.validation.validate import timed_run
+from medusa_tree.validation.timing import timed_run
 
 EPSILONS = (0.01, 0.03, 0.09, 0.2, 0.4, 0.7)
 

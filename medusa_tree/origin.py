@@ -16,10 +16,11 @@ from medusa_runtime.treefile import TreeFile
 
 @dataclass(frozen=True)
 class Named:
-    """What has a name, perhaps, and may come from a Hub repository at a commit."""
+    """What has a name, perhaps, may come from a Hub repository at a commit, and may have weights, of which this is the digest."""
 
     name: Text | None = None
     commit: Text | None = None
+    weights: Text | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Origin:
 class Model:
     name: Text
     commit: Text | None = None
+    weights: Text | None = None
 
 
 @dataclass(frozen=True)

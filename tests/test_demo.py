@@ -19,7 +19,8 @@ from medusa_tree.profiling.profile import profile
 from medusa_tree.profiling.tokens import tokenize
 from medusa_tree.traces.probetrace import ProbeTrace
 from medusa_tree.traces.replay import replay
-from medusa_tree.validation.validate import first_difference
+from medusa_tree.validation.reference import Reference
+from medusa_tree.validation.ties import TIE, differences
 
 PROMPTS, NEW = 64, 128
 
@@ -82,12 +83,20 @@ def test_bfloat16_parts_from_plain_text_at_near_ties_only(held_out_prompts, tree
     prompts = held_out_prompts[:16]
     plain = [half.generate([p], max_new_tokens=64).tokens[0] for p in prompts]
     fast = [half.generate([p], tree=tree, max_new_tokens=64).tokens[0] for p in prompts]
-    parted = [
-        first_difference(half, i, prompts[i], a, b) for i, (a, b) in enumerate(zip(plain, fast, strict=True)) if a != b
-    ]
-    print([(d.gap, d.ulp) for d in parted])
+    reference = Reference(half)
+    parted = differences(reference, prompts, plain, fast)
+    print([(d.gap, d.noise) for d in parted])
     assert all(d.near_tie for d in parted), parted
     assert len(parted) < len(prompts) // 2
+    other = [[*text[:9], (text[9] + 1) % 3072, *text[10:]] for text in plain]
+    spoilt = differences(reference, prompts, plain, other)
+    assert sum(d.near_tie for d in spoilt) == 0, "any other token is no tie"
+    noise = spoilt[0].noise
+    gaps = [
+        reference.logits([*p, *t[:-1]], len(t))[1].topk(2).values.diff().abs()
+        for p, t in zip(prompts, plain, strict=True)
+    ]
+    assert float((torch.cat(gaps) <= TIE * noise).float().mean()) < 0.06, "few places could be called a tie"
 
 
 def test_calibrate_then_validate(tmp_path, monkeypatch):

@@ -12,7 +12,10 @@ from .common import FILE, progress_bars, stderr, stdout, warn_of_another_point, 
 from .model import HEADS_REVISION, ModelSource, Placement, placement_options
 
 if TYPE_CHECKING:
+    from medusa_runtime.tree import CandidateTree
+    from medusa_runtime.treefile import TreeFile
     from medusa_tree.origin import Calibrated
+    from medusa_tree.traces.replay import Replay
 
 
 @click.command()
@@ -37,12 +40,15 @@ def validate(
     seed: int | None, heads_revision: str | None, placement: Placement, as_json: bool,
 ) -> None:  # fmt: skip
     """Decode held-out prompts with TREE and plainly, by the rule that it was calibrated under, and compare text, acceptance
-    length and speed with the plan."""
+    length and speed with the plan.
+
+    Where texts part, the place is judged in float32 by transformers' own forward. Exits with 1 where text or acceptance length
+    are not as predicted; times are the machine's, and are shown only.
+    """
     import json
 
     from medusa_runtime.treefile import read_tree
     from medusa_tree.origin import calibrated
-    from medusa_tree.progress import counted
     from medusa_tree.validation.prompts import held_out_prompts
 
     contents = read_tree(tree)
@@ -59,9 +65,12 @@ def validate(
     from medusa_tree.profiling.calibrate import middle_context
     from medusa_tree.profiling.provenance import versions
     from medusa_tree.profiling.tokens import fitted
-    from medusa_tree.reports.tables import validation_table
+    from medusa_tree.reports.validation import validation_report
     from medusa_tree.validation.validate import validate as run
+    from medusa_tree.validation.weights import other_weights
 
+    for line in other_weights(loaded, made, str(tree), model is not None, (heads or model) is not None):
+        stderr().print(f"[yellow]{line} What it predicts is held against these all the same.[/yellow]")
     decoded = fitted(loaded, held.prompts[:prompts], tokens)
     warn_of_cut_prompts(decoded)
     rows = decoded.rows
@@ -77,15 +86,35 @@ def validate(
         stderr().print(
             f"[yellow]Predictions are for {made.device}, {made.dtype}; this is {here[0]}, {here[1]}.[/yellow]"
         )
+    chosen = contents.tree_of(point)
+    same_texts = corpus is None and rule == contents.acceptance and tokens <= made.corpus.max_new_tokens
+    played = _replayed(tree, contents, chosen, len(held.prompts), len(rows), tokens) if same_texts else None
     with progress_bars() as report:
-        stage = "Decoding, plainly and with tree"
-        result = run(
-            loaded, contents.tree_of(point), point, rows, tokens, counted(report, stage, len(rows)), rule, held.streams
-        )
+        result = run(loaded, chosen, point, rows, tokens, report, rule, held.streams, played)
     if as_json:
         print(json.dumps({**result.to_json(), "versions": versions()}, indent=2))
-        return
-    stdout().print(validation_table(result))
+    else:
+        stdout().print(validation_report(result))
+    if result.reasons:
+        raise click.exceptions.Exit(1)
+
+
+def _replayed(
+    path: Path, contents: TreeFile, tree: CandidateTree, held_out: int, prompts: int, max_new_tokens: int
+) -> Replay | None:
+    """The tree's replay on the first ``prompts`` of the held-out prompts, if their trace lies beside it."""
+    from medusa_runtime.errors import InputError
+    from medusa_tree.traces.replay import replay
+    from medusa_tree.validation.prompts import beginning, held_out_trace
+
+    try:
+        trace = held_out_trace(path, contents)
+    except InputError as error:
+        stderr().print(f"[yellow]{error}; so acceptance is held against {path} alone.[/yellow]")
+        return None
+    if trace is None or len(trace.lengths) != held_out:
+        return None
+    return replay(tree, beginning(trace, prompts, max_new_tokens))
 
 
 def _source(

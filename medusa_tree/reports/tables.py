@@ -1,4 +1,4 @@
-"""Tables of a plan, a comparison and a validation: what was measured of the heads, what is predicted of the trees."""
+"""Tables of a plan and a comparison: what was measured of the heads, what is predicted of the trees."""
 
 from __future__ import annotations
 
@@ -18,11 +18,8 @@ from ..planning.plan import Plan
 from ..traces.trace import RankTrace, top_k_interval
 
 if TYPE_CHECKING:
-    from rich.console import Group
     from rich.table import Table
     from rich.tree import Tree
-
-    from ..validation.validate import Validation
 
 TOP = (1, 3, 5, 10)
 RANKS_DRAWN = 16  # of an accuracy heat map; a drafter from elsewhere may have thousands
@@ -42,7 +39,7 @@ def comparison(calibration: Calibration, plan: Plan, point: OperatingPoint) -> l
     return compare(trees, held, latency, load, calibration.latency.kind)
 
 
-def _table(title: str, *columns: str, left: int = 1) -> Table:
+def narrow_table(title: str, *columns: str, left: int = 1) -> Table:
     """A table that fits 80 columns: rules under the head only, the first ``left`` columns to the left."""
     from rich import box
     from rich.table import Table
@@ -61,7 +58,7 @@ def tops(candidates: int) -> list[int]:
 def accuracy_table(trace: RankTrace) -> Table:
     """Top-k accuracy of each head on all sequences, with 95% intervals."""
     known = tops(trace.candidates)
-    table = _table(
+    table = narrow_table(
         f"Head accuracy on the model's own output, {trace.acceptance}\n{trace.positions:,} positions, {len(trace.lengths)} sequences",
         "head",
         *(f"top-{k}, %" for k in known),
@@ -70,7 +67,7 @@ def accuracy_table(trace: RankTrace) -> Table:
     for h in range(trace.heads):
         table.add_row(
             f"{h + 1}: next + {h + 1}",
-            *(_plus_minus(Estimate(*(100 * float(x[h]) for x in c)), ".1f") for c in columns),
+            *(plus_minus(Estimate(*(100 * float(x[h]) for x in c)), ".1f") for c in columns),
         )
     table.caption = "±: half the 95% interval, whole sequences resampled"
     return table
@@ -81,15 +78,15 @@ def comparison_table(rows: list[Compared], device: str, first: str = "", bold: s
     point = rows[0].point
     columns = ["tree", "nodes", "depth", "acceptance", "step ms", "tokens/s", f"over {first}" if first else "speedup"]
     modelled = point.latency == "modelled"
-    table = _table(
+    table = narrow_table(
         f"Predicted at batch {point.batch}, context {point.context}\n{device}",
         *columns, *(["time"] if modelled else []),
     )  # fmt: skip
     for row in rows:
         p = row.point
-        ratio = f"{p.speedup.value:.2f}x" if not first else _plus_minus(row.rate_ratio, ".3f")
+        ratio = f"{p.speedup.value:.2f}x" if not first else plus_minus(row.rate_ratio, ".3f")
         table.add_row(
-            row.name, str(p.nodes), str(p.depth), _plus_minus(p.acceptance_length, ".2f") if p.nodes else "1.00",
+            row.name, str(p.nodes), str(p.depth), plus_minus(p.acceptance_length, ".2f") if p.nodes else "1.00",
             f"{p.step_latency_ms.value:.2f}", f"{p.tokens_per_s.value:,.0f}", ratio, *([p.latency] if modelled else []),
             style="bold" if row.name == bold else None,
         )  # fmt: skip
@@ -102,7 +99,7 @@ def points_table(contents: TreeFile, device: str) -> Table:
     """What to run at each batch and context."""
     points = contents.operating_points
     modelled = [p.latency for p in points if p.latency == "modelled"]
-    table = _table(
+    table = narrow_table(
         f"Operating points\n{device}",
         "batch", "context", "nodes", "depth", "acceptance", "step ms", "tokens/s", "speedup",
         *(["time"] if modelled else []), left=0,
@@ -110,13 +107,13 @@ def points_table(contents: TreeFile, device: str) -> Table:
     for p in points:
         table.add_row(
             str(p.batch), f"{p.context:,}", str(p.nodes) if p.nodes else "plain", str(p.depth) if p.nodes else "",
-            _plus_minus(p.acceptance_length, ".2f") if p.nodes else "1.00", f"{p.step_latency_ms.value:.2f}", f"{p.tokens_per_s.value:,.0f}",
+            plus_minus(p.acceptance_length, ".2f") if p.nodes else "1.00", f"{p.step_latency_ms.value:.2f}", f"{p.tokens_per_s.value:,.0f}",
             f"{p.speedup.value:.2f}x", *([p.latency] if modelled else []),
         )  # fmt: skip
     return table
 
 
-def _plus_minus(e: Estimate, form: str) -> str:
+def plus_minus(e: Estimate, form: str) -> str:
     return f"{e.value:{form}} [dim]±{(e.high - e.low) / 2:{form}}[/dim]"
 
 
@@ -160,55 +157,6 @@ def path_frequencies(contents: TreeFile, tree: CandidateTree) -> list[float]:
     """f(v) of each of the tree's nodes, in the tree's order."""
     known = dict(zip(contents.paths, contents.path_frequency, strict=True))
     return [known[p] for p in tree.paths]
-
-
-def validation_table(v: Validation) -> Group:
-    """Predicted beside measured, and what became of the text."""
-    from rich.console import Group
-
-    size = f"{v.point.nodes} nodes, depth {v.point.depth}, batch {v.point.batch}, context {v.point.context}, {v.prompts} held-out prompts"
-    table = _table(
-        f"{size}\n{v.rule}\n{v.device}, {v.dtype}", "", "plain, measured", "tree, predicted", "tree, measured"
-    )
-    p = v.point
-    table.add_row(
-        "acceptance length", "1.00", _plus_minus(p.acceptance_length, ".3f"), _plus_minus(v.acceptance_length, ".3f")
-    )
-    table.add_row(
-        "step latency, ms",
-        _plus_minus(v.step_latency_ms["plain"], ".2f"),
-        _plus_minus(p.step_latency_ms, ".2f"),
-        _plus_minus(v.step_latency_ms["tree"], ".2f"),
-    )
-    table.add_row(
-        "tokens/s",
-        _plus_minus(v.tokens_per_s["plain"], ",.0f"),
-        _plus_minus(p.tokens_per_s, ",.0f"),
-        _plus_minus(v.tokens_per_s["tree"], ",.0f"),
-    )
-    table.add_row("speedup", "1.00", _plus_minus(p.speedup, ".2f"), _plus_minus(v.speedup, ".2f"), style="bold")
-    if v.likelihood:
-        nats = (_plus_minus(v.likelihood[name], ".3f") for name in ("plain", "tree"))
-        table.add_row("nats a token, base model", next(nats), "", next(nats))
-    table.caption = "± half the 95% interval (predicted latency: quartiles); measured times leave prefill out"
-    if v.likelihood:
-        cost = v.likelihood["difference"]
-        return Group(
-            table,
-            "Text: not the model's own, as typical acceptance is not lossless. The base model gives a token of it "
-            f"{cost.value:+.3f} nats ({cost.low:+.3f} to {cost.high:+.3f}) against plain greedy text.",
-        )
-    near = sum(d.near_tie for d in v.differences)
-    same, other = v.prompts - len(v.differences), len(v.differences) - near
-    lines = [
-        f"Text: {same} of {v.prompts} prompts are token for token the plain text; {near} part at a near tie, {other} otherwise."
-    ]
-    for d in v.differences:
-        verdict = "" if d.near_tie else "  [red]not a tie[/red]"
-        lines.append(
-            f"  prompt {d.prompt}, token {d.position}: logits {d.gap:.4g} apart, where one {v.dtype} step is {d.ulp:.4g}{verdict}"
-        )
-    return Group(table, *lines)
 
 
 def terminal_tree(contents: TreeFile, tree: CandidateTree) -> Tree:

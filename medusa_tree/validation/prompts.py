@@ -1,14 +1,21 @@
-"""The prompts that a tree is validated on: the held-out ones of its calibration, or others. Imports no torch."""
+"""The prompts that a tree is validated on: the held-out ones of its calibration, or others; and their trace. Imports no torch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from medusa_runtime.errors import InputError
+from medusa_runtime.treefile import TreeFile
 
 from ..bundled import resolve_corpus
 from ..origin import Corpus
+from ..planning.calibration import calibration_path, load_calibration
 from ..profiling.corpus import Prompt, corpus_digest, hold_out, read_corpus
+from ..traces.trace import RankTrace
 
 
 @dataclass(frozen=True)
@@ -39,3 +46,27 @@ def held_out_prompts(calibrated_on: Corpus, where: str, corpus: str | None = Non
         )
     held = hold_out(texts, calibrated_on.held_out, calibrated_on.seed).nonzero()[0].tolist()
     return HeldOut([texts[i] for i in held], held)
+
+
+def held_out_trace(tree_json: Path, contents: TreeFile) -> RankTrace | None:
+    """The held-out part of the trace that a tree was planned on, where its calibration lies beside it as calibrate leaves it.
+
+    Raises:
+        InputError: what lies there cannot be read as a calibration.
+    """
+    path = calibration_path(tree_json)
+    if not path.is_file():
+        return None
+    calibration = load_calibration(path)
+    made, planned = calibration.provenance, contents.provenance
+    same = all(made.get(key) == planned.get(key) for key in ("model", "heads", "corpus", "date"))
+    return calibration.trace.split()[1] if same else None
+
+
+def beginning(trace: RankTrace, sequences: int, positions: int) -> RankTrace:
+    """The first positions of the first sequences: the trace of a shorter run, whose texts are the beginnings of the same."""
+    place = np.arange(trace.positions) - np.repeat(trace.starts[:-1], trace.lengths)
+    inside = (place < positions) & (np.arange(trace.positions) < trace.starts[min(sequences, len(trace.lengths))])
+    rows: dict[str, Any] = {name: array[inside] for name, array in trace.per_position().items()}
+    starts = np.concatenate([[0], np.minimum(trace.lengths[:sequences], positions).cumsum()])
+    return replace(trace, **rows, starts=starts, held_out=trace.held_out[:sequences])

@@ -1,78 +1,88 @@
-"""Two texts of one prompt under the base model: where they part and how near a tie it was there, and how likely each is."""
+"""Texts of typical acceptance, which are not the model's own: whether they keep to the rule, and how likely the model finds them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import accumulate
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from medusa_runtime.acceptance.accept import scores
-from medusa_runtime.acceptance.rules import GREEDY, Rule, Sampling
+from medusa_runtime.acceptance.rules import GREEDY, Typical
 from medusa_runtime.attention import AttentionContext
-from medusa_runtime.buffers import TreeBuffers
-from medusa_runtime.model import MedusaModel
-from medusa_runtime.tree import CandidateTree
+from medusa_runtime.tree_model import TreeModel
 
-NEAR_TIE_ULPS = 8.0
+from ..progress import Report, counted, unseen
+from .margins import Weighed, drafted_margins
+from .partings import Text
+from .reference import Reference
+from .ties import TIE, Noise, enough
 
 
 @dataclass(frozen=True)
-class Difference:
-    """Where a tree's text first leaves the plain text: the prompt, the place, and how near a tie it was there.
-
-    gap: between the two tokens' scores in a plain pass: logits, or when sampling those scaled and disturbed as for the draw;
-    ulp: the spacing of numbers of the model's dtype at that size. Within ``NEAR_TIE_ULPS`` of them the order of additions
-    decides. (Where top-k, top-p or min-p cut a token off in one pass and not in the other, texts part without a tie.)
-    """
+class Unruly:
+    """A token that the rule would not have let stand under the reference: by how much it fell short, in nats (the first token of a
+    step, which is greedy: in logits), beyond TIE times the noise."""
 
     prompt: int
     position: int
+    token: int
     gap: float
-    ulp: float
+    noise: float
 
     @property
-    def near_tie(self) -> bool:
-        return self.gap <= NEAR_TIE_ULPS * self.ulp
+    def bar(self) -> float:
+        """What rounding explains."""
+        return TIE * self.noise
+
+
+def unruly(
+    reference: Reference,
+    prompts: Sequence[Text],
+    texts: Sequence[Text],
+    emitted: Sequence[Sequence[int]],
+    rule: Typical,
+    report: Report = unseen,
+) -> tuple[int, list[Unruly]]:
+    """Hold texts to the rule: the first token of each step must be the model's likeliest, the others above the threshold, both up to
+    TIE times the noise. Texts are taken in order until there are ROWS tokens.
+
+    Args:
+        reference: of the model that made the texts. emitted: tokens of each step of each text.
+
+    Returns:
+        How many tokens were looked at, and those that the rule would not have let stand.
+
+    Raises:
+        InputError: memory runs out.
+    """
+    chosen, noise = enough(texts), Noise()
+    judged = counted(report, f"Judging in {reference.name}", len(chosen))
+    short: list[tuple[int, int, float, float]] = []
+    for i in chosen:
+        own, wide = reference.logits([*prompts[i], *texts[i][:-1]], len(texts[i]))
+        noise.add(own, wide)
+        margins = drafted_margins(rule, wide, torch.tensor(texts[i])).tolist()
+        scales = [rule.temperature] * len(margins)
+        for first in _starts(emitted[i]):
+            margins[first], scales[first] = Weighed.by(GREEDY, wide[first]).margin(texts[i][first])[0], 1.0
+        short += [(i, at, -m, scale) for at, (m, scale) in enumerate(zip(margins, scales, strict=True)) if m < 0]
+        judged(1)
+    found = [Unruly(i, at, texts[i][at], gap, float(noise) / scale) for i, at, gap, scale in short]
+    return sum(len(texts[i]) for i in chosen), [u for u in found if u.gap > u.bar]
+
+
+def _starts(steps: Sequence[int]) -> list[int]:
+    """Where each step's first token stands."""
+    return [0, *accumulate(steps[:-1])]
 
 
 @torch.inference_mode()
-def first_difference(
-    model: MedusaModel,
-    index: int,
-    prompt: Sequence[int],
-    plain: Sequence[int],
-    other: Sequence[int],
-    rule: Rule = GREEDY,
-    stream: int = 0,
-) -> Difference:
-    """The first place two continuations part, and the gap between the two tokens' scores there, from one plain
-    pass over the text they share."""
-    at = next(i for i, (a, b) in enumerate(zip(plain, other, strict=False)) if a != b)  # an end is a token, too
-    text = [*prompt, *plain[:at]]
-    logits = _logits(model, text, len(text) - 1)[None]
-    scale = 1.0
-    if isinstance(rule, Sampling) and rule.temperature > 0:
-        rule, scale = replace(rule, top_k=None, top_p=1.0, min_p=0.0), rule.temperature
-    root, own = TreeBuffers.of(CandidateTree(), model.device), torch.tensor([stream], device=model.device)
-    row = scores(rule, logits, root, torch.tensor([len(text) - 1], device=model.device), own)[0, 0].float()
-    gap = abs(float(row[plain[at]] - row[other[at]]))
-    ulp = torch.finfo(model.dtype).eps * 2.0 ** np.floor(np.log2(float(logits.float().abs().max()))) / scale
-    return Difference(index, at, gap, float(ulp))
-
-
-@torch.inference_mode()
-def log_likelihood(model: MedusaModel, prompt: Sequence[int], text: Sequence[int]) -> float:
+def log_likelihood(model: TreeModel, prompt: Text, text: Text) -> float:
     """What the base model gives the text behind the prompt at temperature 1, in nats, summed over its tokens."""
-    logits = _logits(model, [*prompt, *text[:-1]], len(prompt) - 1)
+    whole = [*prompt, *text[:-1]]
+    keep = torch.arange(len(prompt) - 1, len(whole), device=model.device)
+    cache = model.new_cache(1, len(whole))
+    logits = model(torch.tensor([whole], device=model.device), cache, AttentionContext(cache.slots), keep=keep)[1][0]
     tokens = torch.tensor(text, device=logits.device)
     return float(logits.float().log_softmax(dim=-1).gather(1, tokens[:, None]).double().sum())
-
-
-def _logits(model: MedusaModel, text: Sequence[int], first: int) -> Tensor:
-    """(len(text) - first, V) from one plain pass, behind the tokens from ``first`` on."""
-    keep = torch.arange(first, len(text), device=model.device)
-    cache = model.new_cache(1, len(text))
-    return model(torch.tensor([text], device=model.device), cache, AttentionContext(cache.slots), keep=keep)[1][0]
