@@ -122,12 +122,15 @@ def model(tmp_path_factory):
     return folder
 
 
-def steady_measure(model, max_nodes, candidates=10, batches=(1,), contexts=(256,), *args, **kwargs):
-    """In the place of devices.measure.measure: step latencies that no other work on the machine can change, and at which trees win."""
+def steady_measure(
+    model, max_nodes, candidates=10, batches=(1,), contexts=(256,), *args, a_node=0.01, a_level=0.02, **kwargs
+):
+    """In the place of devices.measure.measure: step latencies that no other work on the machine can change, and at which trees win;
+    a node and a level cost their shares of plain decoding."""
     points = []
     for batch, context in [(b, c) for b in batches for c in contexts]:
         for tree in grid_trees(max_nodes, model.num_heads, min(candidates, model.medusa_heads.rows)):
-            seconds = 1e-3 * batch * (1 + 0.01 * tree.nodes + 0.02 * tree.depth)
+            seconds = 1e-3 * batch * (1 + a_node * tree.nodes + a_level * tree.depth)
             points.append(LatencyPoint(tree.nodes, tree.depth, batch, context, seconds, 0.99 * seconds, 1.01 * seconds))
     return LatencyGrid(tuple(points), device_name(model.device), str(model.dtype).removeprefix("torch."))
 

@@ -52,10 +52,8 @@ def validate(
     from medusa_tree.validation.prompts import held_out_prompts
 
     contents = read_tree(tree)
-    made, rule = (
-        calibrated(contents, str(tree)),
-        with_seed(contents.acceptance, seed, f"{tree} was calibrated under it"),
-    )
+    made = calibrated(contents, str(tree))
+    rule = with_seed(contents.acceptance, seed, f"{tree} was calibrated under it")
     held = held_out_prompts(made.corpus, str(tree), corpus)
     tokens = max_new_tokens or made.corpus.max_new_tokens
     if len(held.prompts) < prompts:
@@ -81,13 +79,16 @@ def validate(
         stderr().print(
             f"[yellow]Step latency is predicted for {point.context} tokens in the cache; with these prompts there are about {middle}.[/yellow]"
         )
-    here = (device_name(loaded.device), str(loaded.dtype).removeprefix("torch."))
+    here = (device_name(loaded.device), loaded.dtype_name)
     if here != (made.device, made.dtype):
         stderr().print(
             f"[yellow]Predictions are for {made.device}, {made.dtype}; this is {here[0]}, {here[1]}.[/yellow]"
         )
     chosen = contents.tree_of(point)
-    same_texts = corpus is None and rule == contents.acceptance and tokens <= made.corpus.max_new_tokens
+    # Typical acceptance's text is another with each tree: only that of a lossless rule is the one whose trace there is.
+    same_texts = (
+        corpus is None and rule == contents.acceptance and rule.lossless and tokens <= made.corpus.max_new_tokens
+    )
     played = _replayed(tree, contents, chosen, len(held.prompts), len(rows), tokens) if same_texts else None
     with progress_bars() as report:
         result = run(loaded, chosen, point, rows, tokens, report, rule, held.streams, played)
