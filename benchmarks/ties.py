@@ -37,7 +37,7 @@ from medusa_tree.traces.replay import replay
 from medusa_tree.validation.acceptance import Acceptance
 from medusa_tree.validation.partings import Partings
 from medusa_tree.validation.reference import Reference
-from medusa_tree.validation.ties import TIE, Noise, differences
+from medusa_tree.validation.ties import TIE, Noise, judge
 
 PLAIN = CandidateTree()
 ULPS = 8
@@ -75,31 +75,33 @@ def main() -> None:
     plain = decode(PLAIN, 1, rows).tokens
 
     def against(others: list[Text]) -> dict[str, Any]:
-        found = differences(reference, rows[: len(others)], plain[: len(others)], others)
-        gaps = [d.gap / d.noise for d in found]
-        rate = Partings.between(plain[: len(others)], others)
-        return {**rate.to_json(), "no_ties": sum(not d.near_tie for d in found), "widest": max(gaps, default=0.0)}
+        """What becomes of texts; p for each of the two rates that they may part at."""
+        before = plain[: len(others)]
+        found = judge(reference, rows[: len(others)], before, others)
+        gaps = [d.gap / d.noise for d in found.differences]
+        rate, usual = Partings.between(before, others), Partings.between(before, own[: len(others)])
+        return {
+            **rate.to_json(), "no_ties": sum(not d.near_tie for d in found.differences), "widest": max(gaps, default=0.0),
+            "rounding_per_1000_tokens": 1e3 * found.rounding, "p_plain": rate.beyond(usual), "p_rounding": rate.by_rounding(found.rounding),
+        }  # fmt: skip
 
-    right, beyond = {}, {}
+    right = {}
     own = decode(PLAIN, 16, rows).tokens
     for batch in (2, 4, 16, len(rows)):
         right[f"plain, batch {batch}"] = against(own if batch == 16 else decode(PLAIN, batch, rows).tokens)
     with_tree = {batch: decode(tree, batch, rows) for batch in (1, 4)}
     for batch, made in with_tree.items():
         right[f"tree, batch {batch}"] = against(made.tokens)
-        beyond[batch] = Partings.between(plain, made.tokens).beyond(Partings.between(plain, own))
     faulty = {}
     few = rows[: args.faulty]
     for name, fault in faults(tree).items():
         with fault():
             made = decode(tree, 1, few).tokens
         faulty[name] = against(made)
-        rates = Partings.between(plain[: len(few)], made), Partings.between(plain[: len(few)], own[: len(few)])
-        faulty[name]["p"] = rates[0].beyond(rates[1])
         print(name, faulty[name], flush=True)
     record(
         "ties", model, args.out, nodes=args.nodes, held_out_prompts=len(rows), max_new_tokens=new, tie=TIE,
-        excused=excused(reference, rows, plain), right=right, p_of_right_trees=beyond, faulty=faulty,
+        excused=excused(reference, rows, plain), right=right, faulty=faulty,
         acceptance_failed=failed(tree, with_tree[1], trace.split()[1]),
     )  # fmt: skip
 

@@ -20,7 +20,7 @@ from medusa_tree.profiling.tokens import tokenize
 from medusa_tree.traces.probetrace import ProbeTrace
 from medusa_tree.traces.replay import replay
 from medusa_tree.validation.reference import Reference
-from medusa_tree.validation.ties import TIE, differences
+from medusa_tree.validation.ties import TIE, judge
 
 PROMPTS, NEW = 64, 128
 
@@ -84,12 +84,12 @@ def test_bfloat16_parts_from_plain_text_at_near_ties_only(held_out_prompts, tree
     plain = [half.generate([p], max_new_tokens=64).tokens[0] for p in prompts]
     fast = [half.generate([p], tree=tree, max_new_tokens=64).tokens[0] for p in prompts]
     reference = Reference(half)
-    parted = differences(reference, prompts, plain, fast)
+    parted = judge(reference, prompts, plain, fast).differences
     print([(d.gap, d.noise) for d in parted])
     assert all(d.near_tie for d in parted), parted
     assert len(parted) < len(prompts) // 2
     other = [[*text[:9], (text[9] + 1) % 3072, *text[10:]] for text in plain]
-    spoilt = differences(reference, prompts, plain, other)
+    spoilt = judge(reference, prompts, plain, other).differences
     assert sum(d.near_tie for d in spoilt) == 0, "any other token is no tie"
     noise = spoilt[0].noise
     gaps = [

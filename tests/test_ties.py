@@ -1,22 +1,28 @@
 """Ties: a reference of the model's own weights, the noise of its dtype, and what is made of places where texts part."""
 
+import numpy as np
 import pytest
 import torch
 from conftest import BUSHY, random_prompts, tiny_base, tiny_heads, tiny_model
 from torch import nn
 
 from medusa_runtime import MedusaModel, Sampling, Typical
+from medusa_runtime.acceptance.rules import GREEDY
 from medusa_runtime.decode import generate
 from medusa_runtime.tree import CandidateTree
-from medusa_tree.validation.partings import Partings, parting
+from medusa_tree.validation.partings import Partings, parting, rounding_rate
 from medusa_tree.validation.reference import Reference
 from medusa_tree.validation.texts import unruly
-from medusa_tree.validation.ties import ROWS, TIE, differences, enough
+from medusa_tree.validation.ties import ROWS, TIE, enough, judge
 
 
 def half_model(family="llama"):
     base = tiny_base(family).bfloat16()
     return MedusaModel(base, tiny_heads(tiny_base(family)), name="half")
+
+
+def judged(*args):
+    return judge(*args).differences
 
 
 def weights(module: nn.Module):
@@ -68,14 +74,14 @@ def test_a_parting_is_judged_by_the_references_logits():
         return [plain[0], [*plain[1][:at], token, *plain[1][at + 1 :]]]
 
     for rank in (1, 20):
-        (found,) = differences(reference, prompts, plain, with_token(order[rank]))
+        (found,) = judged(reference, prompts, plain, with_token(order[rank]))
         assert (found.prompt, found.position, found.plain_token, found.tree_token) == (1, at, order[0], order[rank])
         assert found.preferred == order[0]
         assert found.gap == pytest.approx(float(wide[at, order[0]] - wide[at, order[rank]]), rel=1e-4)
         assert found.near_tie == (found.gap <= TIE * found.noise)
         assert found.to_json()["reference_prefers"] == "plain"
         assert not found.near_tie
-    (found,) = differences(reference, prompts, with_token(order[19]), with_token(order[20]))
+    (found,) = judged(reference, prompts, with_token(order[19]), with_token(order[20]))
     assert found.to_json()["reference_prefers"] == "another"
     assert found.gap == pytest.approx(float(wide[at, order[0]] - wide[at, order[20]]), rel=1e-4)
 
@@ -83,7 +89,7 @@ def test_a_parting_is_judged_by_the_references_logits():
 def test_a_text_that_ends_where_the_other_goes_on_is_no_tie():
     model, prompts = half_model(), random_prompts(1)
     plain = generate(model, prompts, CandidateTree(), 6).tokens
-    (found,) = differences(Reference(model), prompts, plain, [plain[0][:4]])
+    (found,) = judged(Reference(model), prompts, plain, [plain[0][:4]])
     assert (found.position, found.plain_token, found.tree_token, found.near_tie) == (4, plain[0][4], None, False)
     assert found.to_json()["gap"] is None
 
@@ -95,7 +101,7 @@ def test_the_noise_is_that_of_the_dtype():
         prompts = random_prompts(4)
         plain = generate(model, prompts, CandidateTree(), 20).tokens
         other = [[*plain[0][:5], (plain[0][5] + 1) % 48], *plain[1:]]
-        (found,) = differences(Reference(model), prompts, plain, other)
+        (found,) = judged(Reference(model), prompts, plain, other)
         levels.append(found.noise)
     assert 1e-3 < levels[0] < 0.2
     assert 1e-8 < levels[1] < 1e-4
@@ -109,10 +115,10 @@ def test_when_sampling_draws_and_temperature_count():
     streams = [3, 14, 15]
     plain = generate(model, prompts, CandidateTree(), 12, rule=rule, streams=streams).tokens
     other = [[*text[:6], (text[6] + 1) % 48, *text[7:]] for text in plain]
-    found = differences(Reference(model), prompts, plain, other, rule, streams)
+    found = judged(Reference(model), prompts, plain, other, rule, streams)
     assert [d.preferred for d in found] == [text[6] for text in plain]
     assert not any(d.near_tie for d in found)
-    wrong = differences(Reference(model), prompts, plain, other, rule, [0, 1, 2])
+    wrong = judged(Reference(model), prompts, plain, other, rule, [0, 1, 2])
     assert [d.preferred for d in wrong] != [text[6] for text in plain]
 
 
@@ -155,3 +161,25 @@ def test_rates_of_partings_have_exact_intervals_and_an_exact_test():
     assert Partings(8, 1000).beyond(Partings(4, 1000)) > 0.5, "twice the rate is allowed"
     assert Partings(40, 1000).beyond(Partings(4, 1000)) < 1e-3
     assert Partings(3, 100).beyond(Partings(3, 100)) > Partings(3, 50).beyond(Partings(3, 100))
+
+
+def test_what_rounding_alone_could_do():
+    """Against two passes drawn at random."""
+    rng = np.random.default_rng(0)
+    margins = rng.exponential(1.0, 200_000)
+    one, other = (margins + rng.normal(0, 0.3, margins.shape) > 0 for _ in range(2))
+    assert rounding_rate(torch.from_numpy(margins), 0.3) == pytest.approx((one != other).mean(), rel=0.02)
+    assert Partings(9, 1000).by_rounding(0.01) > 0.5
+    assert Partings(30, 1000).by_rounding(0.01) < 1e-5
+
+
+def test_positions_where_two_tokens_are_near_are_where_rounding_tells():
+    """The rate is of the model's own margins: high in half precision where they are small, next to nothing in float32."""
+    for rule in (GREEDY, Sampling(0.8, top_p=0.9, seed=2)):
+        rates = []
+        for model in (half_model(), tiny_model()):
+            prompts = random_prompts(4)
+            plain = generate(model, prompts, CandidateTree(), 20, rule=rule).tokens
+            rates.append(judge(Reference(model), prompts, plain, plain, rule).rounding)
+        assert 1e-3 < rates[0] < 0.1
+        assert 0 <= rates[1] < 1e-4

@@ -77,9 +77,10 @@ def _of_text(text: Lossless, v: Validation) -> list[str]:
     lines += [_difference(d) for d in sorted(worst, key=lambda d: d.prompt)]
     if len(parted) > SHOWN:
         lines.append(f"  ... and {len(parted) - SHOWN} nearer ones (--json has all)")
-    if text.tree and text.plain:
+    if text.tree and text.plain and text.rounding is not None:
         lines.append(
-            f"Partings: {_rate(text.tree)} in 1,000 tokens; plain texts, {text.batch} at a time and {v.point.batch}: {_rate(text.plain)}."
+            f"Partings: {_rate(text.tree)} in 1,000 tokens; plain texts, {text.batch} at a time and {v.point.batch}: {_rate(text.plain)}; "
+            f"rounding alone could make {1e3 * text.rounding:.2g}."
         )
     return lines
 

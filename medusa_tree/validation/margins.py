@@ -65,6 +65,14 @@ class Weighed:
         return margin, margin != float(ahead[nearest])
 
 
+def choice_margins(rule: Rule, logits: Tensor, first: int = 0, stream: int = 0) -> Tensor:
+    """(T,) float64 margin of the rule's choice behind each token of a text, logits (T, V), the first of which stands at ``first``."""
+    if not isinstance(rule, Sampling) or rule.temperature == 0:
+        return -logits.topk(2, dim=-1).values.double().diff(dim=-1)[:, 0]
+    rows = [Weighed.by(rule, row, first + i, stream) for i, row in enumerate(logits)]
+    return torch.tensor([w.margin(w.choice)[0] for w in rows], dtype=torch.float64)
+
+
 def cut_margins(rule: Sampling, z: Tensor) -> Tensor:
     """(V,) how far each token is inside of the rule's cuts; below 0 where it is cut off.
 
@@ -108,7 +116,7 @@ def drafted_margins(rule: Typical, logits: Tensor, tokens: Tensor) -> Tensor:
     Args:
         logits: (T, V). tokens: (T,) int64.
     """
-    log_p = (logits.double() / rule.temperature).log_softmax(dim=-1)
+    log_p = (logits.double().clamp(min=LEAST) / rule.temperature).log_softmax(dim=-1)
     entropy = torch.special.entr(log_p.exp()).sum(dim=-1)
     bar = (log(rule.delta) - entropy).clamp(max=log(rule.epsilon))
     return log_p.gather(1, tokens[:, None])[:, 0] - bar

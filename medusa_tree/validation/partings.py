@@ -1,8 +1,12 @@
-"""Partings: how often texts of the same prompts part, and whether a tree's part more often than plain decoding's own.
+"""Partings: how often texts of the same prompts part, and whether a tree's part more often than rounding explains.
 
-Plain decoding in another batch shape adds in another order, too, and parts from itself at the nearest ties. Its rate is the
-machine's own, so a tree's is held against it. Both count the first parting of each prompt and the tokens up to there, as what
-comes behind belongs to two different texts.
+A tie by itself is no fault, but many are: a fault that only turns close calls makes nothing else. Two things say how many to
+expect. Plain decoding of the same prompts in another batch shape adds in another order, too, and parts from itself at the machine's own
+rate. But shapes may share their kernels by chance, and then hardly part. So the measured noise says it as well: at a position where the
+reference's choice has margin m, two passes that each round on their own, with noise s, part with probability 2 F(m/s) F(-m/s), F the
+normal distribution function; real passes share most of their rounding, and part less often. A tree fails that parts too often for both.
+
+The first parting of each prompt counts, and the tokens up to there, as what comes behind belongs to two different texts.
 """
 
 from __future__ import annotations
@@ -11,10 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scipy.stats import binom, chi2
+from scipy.stats import binom, chi2, norm, poisson
+from torch import Tensor
 
 # A tree's pass differs from a plain one in more than the number of rows (another attention kernel, a mask), so that a right one
-# may part more often than plain decoding does from itself; on the demo's CPU the two rates are alike.
+# may part more often than plain decoding does from itself; on the demo the two rates are alike.
 ALLOWED = 2.0
 SIGNIFICANT = 0.01
 
@@ -59,6 +64,10 @@ class Partings:
         exposed = ALLOWED * self.tokens
         return float(binom.sf(self.count - 1, self.count + own.count, exposed / (exposed + own.tokens)))
 
+    def by_rounding(self, rate: float) -> float:
+        """The probability of so many partings, or more, if each token had this chance of being one."""
+        return float(poisson.sf(self.count - 1, rate * self.tokens))
+
     def to_json(self) -> dict[str, Any]:
         return {
             "partings": self.count,
@@ -66,3 +75,13 @@ class Partings:
             "per_1000_tokens": self.per_thousand,
             "interval": list(self.interval),
         }
+
+
+def rounding_rate(margins: Tensor, noise: float) -> float:
+    """How likely two passes part at a position, on average, if their roundings have nothing in common.
+
+    Args:
+        margins: (T,) of the reference's choice at each position. noise: root mean square of what rounding does to them.
+    """
+    behind = norm.sf(margins.double().numpy() / noise)
+    return float((2 * behind * (1 - behind)).mean())

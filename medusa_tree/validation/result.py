@@ -19,7 +19,8 @@ class Lossless:
     """Texts of a rule that promises plain decoding's.
 
     differences: from the plain text. tree: partings of tree and plain texts. plain: of plain texts in batches of ``batch`` from those
-    in the point's batch; made, as ``reference``, only where some text parts.
+    in the point's batch. rounding: how likely a token is to be a parting by rounding alone. All but ``tree`` are made, as
+    ``reference`` is, only where some text parts.
     """
 
     prompts: int
@@ -27,6 +28,7 @@ class Lossless:
     tree: Partings | None = None
     plain: Partings | None = None
     batch: int | None = None
+    rounding: float | None = None
     reference: str | None = None
 
     @property
@@ -35,8 +37,10 @@ class Lossless:
 
     @property
     def chance(self) -> float | None:
-        """See :meth:`Partings.beyond`."""
-        return self.tree.beyond(self.plain) if self.tree and self.plain else None
+        """The probability of so many partings by what explains them better: plain decoding's own rate, or rounding."""
+        if self.tree is None or self.plain is None or self.rounding is None:
+            return None
+        return max(self.tree.beyond(self.plain), self.tree.by_rounding(self.rounding))
 
     @property
     def too_often(self) -> bool:
@@ -44,10 +48,11 @@ class Lossless:
 
     def to_json(self) -> dict[str, Any]:
         compared = None
-        if self.tree and self.plain:
+        if self.tree and self.plain and self.rounding is not None:
             compared = {
                 "tree": self.tree.to_json(),
                 "plain": {"batch": self.batch, **self.plain.to_json()},
+                "rounding_per_1000_tokens": 1e3 * self.rounding,
                 "p": self.chance,
             }
         return {
@@ -102,7 +107,8 @@ class Validation:
             if self.text.too_often and self.text.tree and self.text.plain:
                 found.append(
                     f"texts left the plain text {self.text.tree.per_thousand:.2g} times in 1,000 tokens, plain decoding itself, in "
-                    f"another batch shape, {self.text.plain.per_thousand:.2g} times (p = {self.text.chance:.1g})"
+                    f"another batch shape, {self.text.plain.per_thousand:.2g} times, and rounding explains "
+                    f"{1e3 * (self.text.rounding or 0):.2g} (p = {self.text.chance:.1g})"
                 )
         elif self.text.unruly:
             found.append(

@@ -33,8 +33,8 @@ from torch import Tensor
 from medusa_runtime.acceptance.rules import GREEDY, Rule
 
 from ..progress import Report, counted, unseen
-from .margins import Weighed, temperature
-from .partings import Text, parting
+from .margins import Weighed, choice_margins, temperature
+from .partings import Text, parting, rounding_rate
 from .reference import Reference
 
 TIE = 5.0  # times the noise
@@ -94,6 +94,14 @@ class Noise:
         return float(torch.cat(self.squares).mean().sqrt())
 
 
+@dataclass(frozen=True)
+class Judged:
+    """Every prompt whose texts part, and how often rounding alone could make them part, a token (:func:`rounding_rate`)."""
+
+    differences: list[Difference]
+    rounding: float
+
+
 def enough(texts: Sequence[Text], first: Collection[int] = ()) -> list[int]:
     """The texts numbered in ``first``, and others in order, until there are ROWS tokens."""
     order = [*first, *(i for i in range(len(texts)) if i not in first)]
@@ -101,7 +109,7 @@ def enough(texts: Sequence[Text], first: Collection[int] = ()) -> list[int]:
     return [i for n, i in enumerate(order) if n < len(first) or before[n] < ROWS]
 
 
-def differences(
+def judge(
     reference: Reference,
     prompts: Sequence[Text],
     plain: Sequence[Text],
@@ -109,8 +117,8 @@ def differences(
     rule: Rule = GREEDY,
     streams: Sequence[int] | None = None,
     report: Report = unseen,
-) -> list[Difference]:
-    """Every prompt whose two texts part, and how near a tie it was there.
+) -> Judged:
+    """Hold the places where two texts of a prompt part against the reference.
 
     Args:
         reference: of the model that made the texts. plain, tree: a text a prompt.
@@ -120,33 +128,33 @@ def differences(
         InputError: memory runs out.
     """
     at = {i: p for i, (a, b) in enumerate(zip(plain, tree, strict=True)) if (p := parting(a, b)) is not None}
-    if not at:
-        return []
     texts = [max(a, b, key=len) for a, b in zip(plain, tree, strict=True)]  # one may end where they part
-    chosen, noise = enough(texts, at), Noise()
+    chosen, noise, margins = enough(texts, at), Noise(), list[Tensor]()
     judged = counted(report, f"Judging in {reference.name}", len(chosen))
     found = []
     for i in chosen:
         own, wide = reference.logits([*prompts[i], *texts[i][:-1]], len(texts[i]))
         noise.add(own, wide)
+        first, stream = len(prompts[i]) - 1, i if streams is None else streams[i]
+        if sum(map(len, margins)) < ROWS:
+            margins.append(choice_margins(rule, wide, first, stream))
         if i in at:
-            place, stream = len(prompts[i]) + at[i] - 1, i if streams is None else streams[i]
             tokens = _token(plain[i], at[i]), _token(tree[i], at[i])
-            found.append((i, tokens, _judged(rule, wide[at[i]], place, stream, tokens)))
+            found.append((i, tokens, _judged(Weighed.by(rule, wide[at[i]], first + at[i], stream), tokens)))
         judged(1)
     level = float(noise) / temperature(rule)
-    return [Difference(i, at[i], *tokens, preferred, gap, level, cut) for i, tokens, (preferred, gap, cut) in found]
+    return Judged(
+        [Difference(i, at[i], *tokens, preferred, gap, level, cut) for i, tokens, (preferred, gap, cut) in found],
+        rounding_rate(torch.cat(margins), level),
+    )
 
 
 def _token(text: Text, at: int) -> int | None:
     return text[at] if at < len(text) else None
 
 
-def _judged(
-    rule: Rule, logits: Tensor, place: int, stream: int, tokens: Sequence[int | None]
-) -> tuple[int, float, bool]:
+def _judged(weighed: Weighed, tokens: Sequence[int | None]) -> tuple[int, float, bool]:
     """The reference's own token, how far it is from taking each of the tokens, the larger distance, and whether to a cut."""
-    weighed = Weighed.by(rule, logits, place, stream)
     margins = [(-inf, False) if token is None else weighed.margin(token) for token in tokens]
     least, cut = min(margins)
     return weighed.choice, -least, cut

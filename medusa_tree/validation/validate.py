@@ -22,7 +22,7 @@ from .partings import Partings
 from .reference import Reference
 from .result import Lossless, Ruled, Validation
 from .texts import log_likelihood, unruly
-from .ties import differences
+from .ties import judge
 from .timing import Run, timed_run
 
 PLAIN = CandidateTree()
@@ -106,16 +106,17 @@ def _lossless(
         return Lossless(len(prompts), tree=tree)
     again, shape = _plainly_again(model, prompts, batch, max_new_tokens, rule, streams, report)
     reference = Reference(model)
-    found = differences(reference, prompts, plain, with_tree, rule, streams, report)
-    return Lossless(len(prompts), found, tree, Partings.between(plain, again), shape, reference.name)
+    found = judge(reference, prompts, plain, with_tree, rule, streams, report)
+    own = Partings.between(plain, again)
+    return Lossless(len(prompts), found.differences, tree, own, shape, found.rounding, reference.name)
 
 
 def _plainly_again(
     model: MedusaModel, prompts: Sequence[Sequence[int]], batch: int, max_new_tokens: int, rule: Rule, streams: Sequence[int], report: Report
 ) -> tuple[list[list[int]], int]:  # fmt: skip
-    """The prompts' plain texts from batches of another size than ``batch``, and that size: ROWS, about as many rows as a tree has, as
-    the number of rows is what decides how products are added up; or a quarter of the batch, if it is as large already."""
-    size = ROWS if batch < ROWS else batch // 4
+    """The prompts' plain texts from batches of another size than ``batch``, and that size: one, or where it is one already, ROWS, about
+    as many rows as a tree's pass has. Products of one row and of several are added up in different ways."""
+    size = ROWS if batch == 1 else 1
     texts: list[list[int]] = []
     decoded = counted(report, f"Plainly, {size} at a time", len(prompts))
     while (at := len(texts)) < len(prompts):
