@@ -46,9 +46,12 @@ class Origin:
 
 @dataclass(frozen=True)
 class Model:
+    """The model that was profiled, and the dtype that it and its heads had then; a plan may be for another."""
+
     name: Text
     commit: Text | None = None
     weights: Text | None = None
+    dtype: Text | None = None
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,8 @@ def validate(
     from medusa_tree.validation.validate import validate as run
     from medusa_tree.validation.weights import other_weights
 
-    for line in other_weights(loaded, made, str(tree), model is not None, (heads or model) is not None):
+    named = (model, placement.revision), (heads, heads_revision, model)
+    for line in other_weights(loaded, made, str(tree), *(any(n) for n in named)):
         stderr().print(f"[yellow]{line} What it predicts is held against these all the same.[/yellow]")
     decoded = fitted(loaded, held.prompts[:prompts], tokens)
     warn_of_cut_prompts(decoded)

@@ -46,7 +46,10 @@ def provenance(
     """The provenance of tree.json; ``names`` of model and heads as the user gave them."""
     name, heads = names
     return {
-        "model": {"name": name, "commit": model.commit, "architecture": type(model.base).__name__, "weights": weight_digest(model.base)},
+        "model": {
+            "name": name, "commit": model.commit, "architecture": type(model.base).__name__, "weights": weight_digest(model.base),
+            "dtype": model.dtype_name,
+        },
         "heads": {"name": heads, "commit": model.heads_commit, "count": model.num_heads, "weights": weight_digest(model.medusa_heads)},
         "corpus": {
             "name": profiling.corpus, "prompts": len(prompts.rows), "cut": prompts.cut, "digest": corpus_digest(prompts.prompts), "held_out": profiling.held_out,

@@ -92,7 +92,7 @@ def validate(
         tokens_per_s={name: _ratio(tokens[name], seconds[name]) for name in runs},
         speedup=Estimate(*rate_ratio(tokens["tree"], seconds["tree"], tokens["plain"], seconds["plain"])),
         device=device_name(model.device),
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=model.dtype_name,
     )
 
 

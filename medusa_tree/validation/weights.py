@@ -12,7 +12,7 @@ from ..profiling.provenance import weight_digest
 def other_weights(model: MedusaModel, made: Calibrated, where: str, model_named: bool, heads_named: bool) -> list[str]:
     """What is to be said where a model or heads that the user has named are others than the tree was calibrated with.
 
-    In another dtype than then weights are rounded otherwise, and nothing can be said.
+    In another dtype than they were profiled in weights are rounded otherwise, and nothing can be said.
 
     Args:
         made: what the tree says of itself. where: its file, for errors.
@@ -20,7 +20,7 @@ def other_weights(model: MedusaModel, made: Calibrated, where: str, model_named:
     Raises:
         InputError: they are not those of then though nobody named others: they have changed.
     """
-    if str(model.dtype).removeprefix("torch.") != made.dtype:
+    if model.dtype_name != made.model.dtype:
         return []
     said = []
     for what, module, then, named in (
