@@ -36,14 +36,19 @@ class ModelSource(Placement):
         """The model with its heads, transformers kept quiet."""
         with stderr().status(f"Loading {self.model} ..."):
             quiet_transformers()
-            from medusa_runtime.model import MedusaModel
+            from medusa_runtime.model import MedusaModel, pick_device
             from medusa_tree.bundled import resolve_model
+            from medusa_tree.devices.threads import settle_threads
 
+            note = settle_threads() if pick_device(self.device).type == "cpu" else ""
             model, heads = resolve_model(self.model, self.heads)
-            return MedusaModel.from_pretrained(
+            loaded = MedusaModel.from_pretrained(
                 model, heads, device=self.device, dtype=self.dtype, trust_remote_code=self.trust_remote_code, require_heads=require_heads,
                 revision=self.revision, heads_revision=self.heads_revision,
             )  # fmt: skip
+        if note:
+            stderr().print(note, style="yellow")
+        return loaded
 
 
 def quiet_transformers() -> None:
