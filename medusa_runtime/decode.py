@@ -17,6 +17,7 @@ from .buffers import TreeBuffers
 from .errors import InputError, out_of_memory
 from .graph import Workspace, whole_slots
 from .step import State
+from .stops import stop_tokens
 from .tree import CandidateTree
 from .tree_model import TreeModel
 from .treefile import TreeFile
@@ -116,15 +117,6 @@ def unsound(model: TreeModel) -> InputError:
         f"{model.name}: the model's logits are NaN or infinite, so there is no next token; its numbers overflow in "
         f"{model.dtype_name} or its weights are damaged: try another --dtype (bfloat16, float32)"
     )
-
-
-def stop_tokens(model: TreeModel, eos_token_id: int | Sequence[int] | None) -> frozenset[int]:
-    """The token ids that end a sequence; None asks the model's generation config."""
-    if eos_token_id is None:
-        eos_token_id = model.base.generation_config.eos_token_id
-    if eos_token_id is None:
-        return frozenset()
-    return frozenset([eos_token_id] if isinstance(eos_token_id, int) else eos_token_id)
 
 
 def check_request(model: TreeModel, prompts: Sequence[Sequence[int]], tree: CandidateTree, max_new_tokens: int) -> int:

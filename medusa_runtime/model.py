@@ -20,6 +20,7 @@ from .heads.config import HeadsConfig, checked, is_heads_repository, read_config
 from .heads.heads import MedusaHeads
 from .hub import CONFIG, Hub, Source
 from .proof import prove
+from .stops import stop_tokens
 from .tree import CandidateTree
 from .tree_model import TreeModel
 from .treefile import TreeFile
@@ -151,7 +152,9 @@ class MedusaModel(TreeModel):
             with out_of_memory(f"the weights of {source.where} take {size:.2f} GiB", target):
                 base = base.to(target)
         with out_of_memory(f"the heads of {heads_source.where}", target):
-            return cls(base, loaded, tokenizer, source.where, heads_source.where, source.commit, heads_source.commit)
+            made = cls(base, loaded, tokenizer, source.where, heads_source.where, source.commit, heads_source.commit)
+        stop_tokens(made, None)  # what is wrong with them is told before any work
+        return made
 
     def generate(
         self,

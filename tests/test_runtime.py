@@ -88,6 +88,18 @@ def test_the_end_token_of_the_models_own_config_is_honoured():
     assert model.generate(prompt, tree=BUSHY, max_new_tokens=30, eos_token_id=[]).tokens[0] == full
 
 
+@pytest.mark.parametrize("wrong", ["5", [None, 3], 1.5, -1, [2, "x"], [[2]], 10**30, True])
+def test_end_tokens_that_are_none_are_refused(wrong):
+    model = tiny_model()
+    with pytest.raises(InputError, match=r"^eos_token_id.*whole numbers, 0 or more"):
+        model.generate(random_prompts(1), eos_token_id=wrong)
+    model.base.generation_config.eos_token_id = wrong
+    with pytest.raises(
+        InputError, match=r"^tiny llama: generation_config\.json, eos_token_id.*whole numbers, 0 or more"
+    ):
+        model.generate(random_prompts(1))
+
+
 @pytest.mark.parametrize("new", [1, 2, 3, 7])
 def test_length_is_kept_to_the_token(new):
     out = tiny_model().generate(random_prompts(3), tree=BUSHY, max_new_tokens=new)
