@@ -31,8 +31,9 @@ from medusa_runtime.tree import CandidateTree
 from medusa_runtime.treefile import Estimate
 from medusa_tree.bundled import resolve_corpus, resolve_model
 from medusa_tree.planning.offers import estimate, full_order
-from medusa_tree.profiling.corpus import hold_out, read_corpus, tokenize
+from medusa_tree.profiling.corpus import hold_out, read_corpus
 from medusa_tree.profiling.profile import profile
+from medusa_tree.profiling.tokens import tokenize
 from medusa_tree.traces.replay import replay
 from medusa_tree.validation.acceptance import Acceptance
 from medusa_tree.validation.partings import Partings
