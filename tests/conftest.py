@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start: they must not wait for what else runs here
+# Of the processes that tests start, too: they must not wait for what else runs here.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

@@ -464,6 +464,7 @@ def test_an_interrupt_leaves_nothing_half_written(model, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "TTY_COMPATIBLE": "1", "PYTHONUNBUFFERED": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which tests in the background have ignored
     )
     seen = ""
     while "Profiling" not in seen:
