@@ -14,8 +14,8 @@ token: a tie. A fault (a wrong position, mask or cache row) moves logits by what
    the noise. The bar is far in the tail, as the reason for looking here is that the noise was large.
 
 What that means on the demo in bfloat16, 10,004 positions of 83 texts: noise 0.035, so a tie is up to 0.175. 3% of positions
-could part as ties; plain decoding in six other batch shapes parted at 1 to 2 in 1,000, and the widest of those 80 gaps was 0.095,
-2.7 times the noise. A fault that hits a position at random is excused in 3% of cases, and one that only turns close calls more
+could part as ties; plain decoding in four other batch sizes and two trees parted at 1 to 2 in 1,000, and the widest of those 89 gaps
+was 0.100, 2.9 times the noise. A fault that hits a position at random is excused in 3% of cases, and one that only turns close calls more
 often: so the number of partings is judged, too (:mod:`medusa_tree.validation.partings`).
 """
 
