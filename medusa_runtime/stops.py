@@ -10,8 +10,7 @@ from pydantic import Field
 from .reading import Integer, read_as
 from .tree_model import TreeModel
 
-Token = Annotated[Integer, Field(ge=0)]
-Tokens = Annotated[list[Token], Field(min_length=0)]
+Tokens = list[Annotated[Integer, Field(ge=0)]]
 
 
 def stop_tokens(model: TreeModel, eos_token_id: int | Sequence[int] | None) -> frozenset[int]:
