@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from dataclasses import fields, replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from test_search import random_trace
 from medusa_runtime import CandidateTree, InputError, Sampling, Typical
 from medusa_runtime.acceptance.rules import rule_json
 from medusa_tree.traces.probetrace import ProbeTrace
+from medusa_tree.traces.text import Ragged, TraceText
 from medusa_tree.traces.trace import RankTrace
 from medusa_tree.traces.tracefile import read_trace, save_trace
 
@@ -202,3 +204,66 @@ def test_what_a_trace_says_of_its_text_is_checked(tmp_path, name, text, words):
     write_npz(tmp_path / "t.npz", random_trace(0), **{name: np.array(text)})
     with pytest.raises(InputError, match=words):
         read_trace(tmp_path / "t.npz")
+
+
+def with_text(trace, seed=0):
+    rng = np.random.default_rng(seed)
+    prompts = [rng.integers(0, 90, n).tolist() for n in rng.integers(1, 9, len(trace.lengths))]
+    outputs = [rng.integers(0, 90, n + 3).tolist() for n in trace.lengths]
+    text = TraceText(Ragged.of(prompts), Ragged.of(outputs), np.arange(len(prompts)))
+    kinds = np.array([f"kind {i % 3}" for i in range(len(prompts))])
+    return replace(trace, text=text, categories=kinds), prompts, outputs
+
+
+def test_the_text_and_its_category_stand_beside_the_ranks(tmp_path):
+    trace, prompts, outputs = with_text(random_trace(0))
+    save_trace(tmp_path / "t.npz", trace)
+    for read in (read_trace(tmp_path / "t.npz"), RankTrace.merge([trace])):
+        assert [row.tolist() for row in read.text.prompts] == prompts
+        assert [row.tolist() for row in read.text.outputs] == outputs
+        assert read.categories.tolist() == trace.categories.tolist()
+    held = trace.split()[1]
+    kept = np.flatnonzero(trace.held_out)
+    assert [row.tolist() for row in held.text.outputs] == [outputs[i] for i in kept]
+    assert held.text.streams.tolist() == kept.tolist()
+    assert held.categories.tolist() == trace.categories[kept].tolist()
+    both = RankTrace.merge([trace, held])
+    assert [row.tolist() for row in both.text.prompts] == prompts + [prompts[i] for i in kept]
+    assert RankTrace.merge([trace, random_trace(1)]).text is None
+
+
+def test_lines_may_name_categories(tmp_path):
+    trace = random_trace(0)
+    rows = [{**row, "category": f"c{i % 2}"} for i, row in enumerate(lines(trace))]
+    assert read_trace(write_lines(tmp_path / "t.jsonl", rows)).categories.tolist()[:3] == ["c0", "c1", "c0"]
+    del rows[1]["category"]
+    with pytest.raises(InputError, match='line 2: "category" must stand on every line'):
+        read_trace(write_lines(tmp_path / "t.jsonl", rows))
+    rows[0]["category"] = 3
+    with pytest.raises(InputError, match='line 1: "category" is 3; it must be text'):
+        read_trace(write_lines(tmp_path / "t.jsonl", rows))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"output_ids": None}, '"output_ids" is missing beside "prompt_ids"'),
+        ({"prompt_ids": np.zeros(3)}, '"prompt_ids" is float64'),
+        ({"prompt_starts": np.array([0, 5, 2])}, "starts must rise from 0"),
+        ({"streams": np.arange(2)}, "2 streams for"),
+        ({"category": np.arange(12)}, '"category" is int64'),
+        ({"category": np.array(["a"])}, "category has shape"),
+    ],
+)
+def test_a_text_that_is_not_the_traces_is_refused(tmp_path, changes, message):
+    trace, *_ = with_text(random_trace(0))
+    arrays = {**trace.text.arrays(), "category": trace.categories, **changes}
+    with pytest.raises(InputError, match=re.escape(str(tmp_path / "t.npz")) + ".*" + re.escape(message)):
+        read_trace(write_npz(tmp_path / "t.npz", trace, **arrays))
+
+
+def test_an_output_shorter_than_its_positions_is_refused():
+    trace, _, outputs = with_text(random_trace(0))
+    short = Ragged.of([outputs[0][: trace.lengths[0] - 1], *outputs[1:]])
+    with pytest.raises(InputError, match="sequence 0 has"):
+        replace(trace, text=replace(trace.text, outputs=short))

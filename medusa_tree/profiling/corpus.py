@@ -26,12 +26,24 @@ class Prompt:
     """One prompt: raw ``text``, or a user's turn to go through the model's chat template (``chat``).
 
     Prompts of one ``group`` (a source file, a conversation) are held out together. ``where`` it stands is for errors.
+
+    before: turns of a chat that stand before the text, (role, content) each, such as the system's.
+    later: what the user says then, each once the model has answered.
+    category: the kind of text, where the corpus names one.
     """
 
     text: str
     group: str
     chat: bool = False
     where: str = field(default="the prompt", compare=False)
+    before: tuple[tuple[str, str], ...] = ()
+    later: tuple[str, ...] = ()
+    category: str | None = None
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The chat up to the text."""
+        return [{"role": role, "content": content} for role, content in (*self.before, ("user", self.text))]
 
 
 def read_corpus(path: Path | str) -> list[Prompt]:
@@ -114,8 +126,9 @@ def _said(row: dict[str, Any], where: str) -> Iterator[tuple[str, bool]]:
 
 
 def corpus_digest(prompts: Sequence[Prompt]) -> str:
-    """SHA-256 of the prompts' texts, in order."""
-    return hashlib.sha256("\0".join(p.text for p in prompts).encode()).hexdigest()
+    """SHA-256 of all that the prompts say, in order."""
+    said = (text for p in prompts for text in (*(content for _, content in p.before), p.text, *p.later))
+    return hashlib.sha256("\0".join(said).encode()).hexdigest()
 
 
 def hold_out(prompts: Sequence[Prompt], fraction: float, seed: int) -> npt.NDArray[np.bool_]:

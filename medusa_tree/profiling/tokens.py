@@ -88,7 +88,7 @@ def tokenize(
     rows = []
     for prompt in prompts:
         if prompt.chat:
-            ids = chat_tokens(tokenizer, [{"role": "user", "content": prompt.text}], prompt.where)
+            ids = chat_tokens(tokenizer, prompt.messages, prompt.where)
         else:
             ids = text_tokens(tokenizer, prompt.text, prompt.where)
         if not ids:

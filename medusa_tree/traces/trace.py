@@ -15,6 +15,7 @@ from medusa_runtime.errors import InputError
 
 from .bootstrap import bootstrap
 from .table import MISS, RankTable
+from .text import TraceText
 
 FEW = 8  # sequences: of fewer, resampling says little, as whole sequences are drawn
 
@@ -30,6 +31,8 @@ class RankTrace:
         held_out: (S,) bool; sequences kept from fitting, on which acceptance is reported.
         candidates: K, candidates kept a head.
         acceptance: the rule under which the text was made.
+        text: its token ids, where they are known.
+        categories: (S,) str, the kind of text that each sequence is, where that is known.
 
     Raises:
         InputError: names the array that is wrong and how.
@@ -40,6 +43,8 @@ class RankTrace:
     held_out: npt.NDArray[np.bool_]
     candidates: int
     acceptance: Rule = GREEDY
+    text: TraceText | None = None
+    categories: npt.NDArray[np.str_] | None = None
 
     def __post_init__(self) -> None:
         if self.ranks.ndim != 2 or not np.issubdtype(self.ranks.dtype, np.integer) or 0 in self.ranks.shape:
@@ -65,6 +70,12 @@ class RankTrace:
             raise InputError(
                 f"rank trace: held_out has shape {self.held_out.shape} for {len(self.starts) - 1} sequences"
             )
+        if self.text is not None:
+            self.text.check(self.lengths)
+        if self.categories is not None and self.categories.shape != self.held_out.shape:
+            raise InputError(
+                f"rank trace: category has shape {self.categories.shape} for {len(self.starts) - 1} sequences"
+            )
 
     @classmethod
     def from_sequences(
@@ -73,14 +84,18 @@ class RankTrace:
         held_out: Sequence[bool],
         candidates: int,
         acceptance: Rule = GREEDY,
+        text: TraceText | None = None,
+        categories: npt.NDArray[np.str_] | None = None,
     ) -> RankTrace:
         """Join one (length, H) array a sequence."""
         starts = np.cumsum([0, *map(len, sequences)], dtype=np.int64)
-        return cls(np.concatenate(sequences), starts, np.asarray(held_out, dtype=np.bool_), candidates, acceptance)
+        held = np.asarray(held_out, dtype=np.bool_)
+        return cls(np.concatenate(sequences), starts, held, candidates, acceptance, text, categories)
 
     @classmethod
     def merge(cls, traces: Sequence[RankTrace]) -> RankTrace:
-        """One trace of several taken with the same heads and rule; K is the smallest of theirs.
+        """One trace of several taken with the same heads and rule; K is the smallest of theirs. Text and categories are kept
+        where all have them.
 
         Raises:
             InputError: another number of heads, or another rule.
@@ -91,7 +106,10 @@ class RankTrace:
         candidates = min(t.candidates for t in traces)
         sequences = [np.where(s < candidates, s, MISS).astype(np.int16) for t in traces for s in t.sequences()]
         held_out = np.concatenate([t.held_out for t in traces]).tolist()
-        return cls.from_sequences(sequences, held_out, candidates, traces[0].acceptance)
+        texts, kinds = [t.text for t in traces if t.text], [t.categories for t in traces if t.categories is not None]
+        text = TraceText.join(texts) if len(texts) == len(traces) else None
+        categories = np.concatenate(kinds) if len(kinds) == len(traces) else None
+        return cls.from_sequences(sequences, held_out, candidates, traces[0].acceptance, text, categories)
 
     @property
     def positions(self) -> int:
@@ -122,7 +140,9 @@ class RankTrace:
         inside = np.repeat(keep, self.lengths)
         rows: dict[str, Any] = {name: array[inside] for name, array in self.per_position().items()}
         starts = np.concatenate([[0], np.cumsum(self.lengths[keep])])
-        return replace(self, **rows, starts=starts, held_out=self.held_out[keep])
+        text = None if self.text is None else self.text.select(keep)
+        kinds = None if self.categories is None else self.categories[keep]
+        return replace(self, **rows, starts=starts, held_out=self.held_out[keep], text=text, categories=kinds)
 
     def per_position(self) -> dict[str, npt.NDArray[Any]]:
         """The arrays with a row a position."""
@@ -149,13 +169,14 @@ class RankTrace:
         return self.select(even), self.select(~even)
 
     def sample(self, positions: int, piece: int = 4096, seed: int = 0) -> Self:
-        """About so many positions, sequences drawn at random (first cut into pieces, where they are very long)."""
+        """About so many positions, sequences drawn at random (first cut into pieces, where they are very long); their text is left."""
         if self.positions <= positions:
             return self
         cuts = [np.arange(a, b, piece) for a, b in zip(self.starts[:-1], self.starts[1:], strict=True) if b - a > piece]
         starts = np.unique(np.concatenate([self.starts, *cuts]))
         owner = np.searchsorted(self.starts, starts[:-1], side="right") - 1
-        pieces = replace(self, starts=starts, held_out=self.held_out[owner])
+        kinds = None if self.categories is None else self.categories[owner]
+        pieces = replace(self, starts=starts, held_out=self.held_out[owner], text=None, categories=kinds)
         order = np.random.default_rng(seed).permutation(len(starts) - 1)
         enough = 1 + int(np.searchsorted(np.cumsum(pieces.lengths[order]), positions))
         keep = np.zeros(len(order), dtype=np.bool_)

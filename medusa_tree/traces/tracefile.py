@@ -20,7 +20,7 @@ from pydantic import Field, Strict, ValidationError
 from medusa_runtime.acceptance.rules import GREEDY, RuleJson, rule_json
 from medusa_runtime.errors import InputError
 from medusa_runtime.files import write_beside
-from medusa_runtime.reading import Flag, adapter, parse_json, read_as, shown
+from medusa_runtime.reading import Flag, Text, adapter, parse_json, read_as, shown
 from medusa_runtime.tree import CandidateTree
 from medusa_runtime.tree import Path as TreePath
 from medusa_runtime.treefile import Paths
@@ -28,6 +28,7 @@ from medusa_runtime.treefile import Paths
 from ..rows import ending, read_entries
 from .probetrace import ProbeTrace
 from .table import MISS
+from .text import text_of
 from .trace import RankTrace
 
 HELD_OUT = 0.25
@@ -38,9 +39,10 @@ def read_trace(path: Path, seed: int = 0) -> RankTrace:
     """Read a rank trace; the ending decides (see :func:`medusa_tree.rows.ending`).
 
     ``.npz``: ``ranks`` (P, H) whole numbers, ``starts`` (S + 1,), and where known ``held_out`` (S,) bool and ``candidates``;
-    ``acceptance``, the rule as in tree.json, and under typical acceptance ``probe`` and ``accepted``.
+    ``acceptance``, the rule as in tree.json, and under typical acceptance ``probe`` and ``accepted``; ``category`` (S,) text, and
+    the token ids (:class:`medusa_tree.traces.text.TraceText`).
     A calibration is one. ``.jsonl``: one sequence a line, {"ranks": [[0, 2, -1], ...]}, with "held_out": true or false,
-    "candidates": K and "acceptance" on every line or on none. Without ``held_out`` a quarter of the sequences is drawn; without
+    "candidates": K, "category" and "acceptance" on every line or on none. Without ``held_out`` a quarter of the sequences is drawn; without
     ``candidates``, K is the largest rank and one; without ``acceptance`` it was greedy.
 
     Raises:
@@ -71,6 +73,10 @@ def save_trace(path: Path, trace: RankTrace) -> None:
 def trace_arrays(trace: RankTrace) -> dict[str, Any]:
     """The arrays of a trace: one row a position or a sequence; what a probe accepts as packed bits."""
     arrays: dict[str, Any] = {"ranks": trace.ranks, "starts": trace.starts, "held_out": trace.held_out}
+    if trace.text is not None:
+        arrays |= trace.text.arrays()
+    if trace.categories is not None:
+        arrays["category"] = trace.categories
     return {**arrays, "accepted": np.packbits(trace.accepted, axis=1)} if isinstance(trace, ProbeTrace) else arrays
 
 
@@ -119,7 +125,15 @@ def trace_of(arrays: Mapping[str, npt.NDArray[Any]], path: Path, seed: int = 0) 
     held = arrays.get("held_out", draw(len(starts) - 1, seed))
     if held.dtype != np.bool_:
         raise InputError(f'{path}: array "held_out" is {held.dtype}; it must be true or false, one a sequence')
-    return _named(path, ranks.astype(np.int16, copy=False), starts.astype(np.int64, copy=False), held, int(candidates))
+    trace = _named(path, ranks.astype(np.int16, copy=False), starts.astype(np.int64, copy=False), held, int(candidates))
+    kinds = arrays.get("category")
+    if kinds is not None and kinds.dtype.kind != "U":
+        raise InputError(f'{path}: array "category" is {kinds.dtype}; it must be text, one a sequence')
+    text = text_of(arrays, path)
+    try:
+        return replace(trace, text=text, categories=kinds)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def _told(arrays: Mapping[str, npt.NDArray[Any]], name: str, kind: Any, path: Path) -> Any:
@@ -171,11 +185,13 @@ class _Line:
     held_out: Flag | None = None
     candidates: Annotated[int, Strict(), Field(ge=1, le=LARGEST_RANK + 1)] | None = None
     acceptance: RuleJson | None = None
+    category: Text | None = None
 
 
 def _from_lines(path: Path, seed: int) -> RankTrace:
     sequences: list[npt.NDArray[np.int16]] = []
     held: list[bool | None] = []
+    kinds: list[str] = []
     first: _Line | None = None
     for here, row in read_entries(path):
         line = _line(row, here)
@@ -190,14 +206,17 @@ def _from_lines(path: Path, seed: int) -> RankTrace:
             )
         if (line.held_out is None) != (first.held_out is None):
             raise InputError(f'{here}: "held_out" must be true or false on every line, or on none')
+        if (line.category is None) != (first.category is None):
+            raise InputError(f'{here}: "category" must stand on every line, or on none')
         sequences.append(_rows(line.ranks, len(first.ranks[0]), line.candidates, here))
         held.append(line.held_out)
+        kinds += [] if line.category is None else [line.category]
     if first is None:
         raise InputError(f"{path}: no sequence in it")
     ranks, starts = np.concatenate(sequences), np.cumsum([0, *map(len, sequences)], dtype=np.int64)
     drawn = draw(len(sequences), seed) if first.held_out is None else np.array(held, dtype=np.bool_)
     trace = _named(path, ranks, starts, drawn, first.candidates or 1 + max(0, int(ranks.max())))
-    return replace(trace, acceptance=first.acceptance or GREEDY)
+    return replace(trace, acceptance=first.acceptance or GREEDY, categories=np.array(kinds) if kinds else None)
 
 
 def _line(row: Any, here: str) -> _Line:
@@ -215,6 +234,8 @@ def _line(row: Any, here: str) -> _Line:
                 ) from None
             case ("held_out",):
                 raise InputError(f'{here}: "held_out" must be true or false on every line, or on none') from None
+            case ("category",):
+                raise InputError(f'{here}: "category" is {shown(row["category"])}; it must be text') from None
             case ("candidates",):
                 raise InputError(
                     f'{here}: "candidates" is {shown(row["candidates"])}; it must be K, a whole number, 1 to {LARGEST_RANK + 1}'

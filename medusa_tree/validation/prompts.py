@@ -69,4 +69,4 @@ def beginning(trace: RankTrace, sequences: int, positions: int) -> RankTrace:
     inside = (place < positions) & (np.arange(trace.positions) < trace.starts[min(sequences, len(trace.lengths))])
     rows: dict[str, Any] = {name: array[inside] for name, array in trace.per_position().items()}
     starts = np.concatenate([[0], np.minimum(trace.lengths[:sequences], positions).cumsum()])
-    return replace(trace, **rows, starts=starts, held_out=trace.held_out[:sequences])
+    return replace(trace, **rows, starts=starts, held_out=trace.held_out[:sequences], text=None, categories=None)
