@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import IO, Annotated, Any, cast
 
+import ijson
 from pydantic import AliasChoices, BeforeValidator, Field
 
 from medusa_runtime.errors import InputError
@@ -22,10 +26,20 @@ ROLES = {
 }  # fmt: skip
 CONVERSATIONS = ("messages", "conversations", "conversation")  # the fields that hold one
 GZIP = ".gz"
+LARGE = 32 << 20  # bytes from which on a list is not held in memory as a whole
+PIECE = 1 << 16
+NESTING = {"start_map": 1, "start_array": 1, "end_map": -1, "end_array": -1}
+DEEPEST = 200  # as in what is read as a whole
 # A pair, half of one (the group), or any other escape of JSON text.
 SURROGATES = re.compile(
     r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\(u[dD][89a-fA-F][0-9a-fA-F]{2})|\\."
 )
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+OUTSIDE = re.compile(r"(?s:.*)(?<!\\)[^\\u0-9a-fA-F]")  # up to a character that is of no escape
+
+
+class CutOff(InputError):
+    """A file ends before what is in it does."""
 
 
 @dataclass(frozen=True)
@@ -85,17 +99,96 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def read_entries(path: Path) -> list[tuple[str, Any]]:
-    """(where it stands, what it is) of each entry of a ``.json`` list or line of a ``.jsonl`` file, blank lines left out.
+    """All of :func:`iter_entries`."""
+    return list(iter_entries(path))
+
+
+def iter_entries(path: Path) -> Iterator[tuple[str, Any]]:
+    """(where it stands, what it is) of each entry of a ``.json`` list or line of a ``.jsonl`` file, blank lines left out. They are
+    read as they are asked for; a list of ``LARGE`` bytes or more, or one with something wrong in it, entry by entry.
 
     Raises:
         InputError: names file and line: not to be read, not JSON, no list.
+        CutOff: a list that ends early, once all before has been given.
     """
     if ending(path) == ".jsonl":
-        return [(where, _parsed(line, where)) for where, line in read_lines(path)]
-    entries = _parsed(read_text(path), str(path))
-    if not isinstance(entries, list):
-        raise InputError(f"{path}: holds no list; for one object a line name it .jsonl")
-    return [(f"{path}, entry {i}", entry) for i, entry in enumerate(entries, start=1)]
+        yield from ((where, _parsed(line, where)) for where, line in read_lines(path))
+        return
+    with opened(path) as file:
+        head = file.read(LARGE)
+        text = head.removeprefix(BOM)
+        listed = text.lstrip()[:1] == b"["
+        entries = None
+        if len(head) < LARGE:
+            try:
+                entries = _parsed(_decoded(text, str(path)), str(path))
+            except InputError:
+                if not listed:
+                    raise
+        if not listed:
+            raise InputError(f"{path}: holds no list; for one object a line name it .jsonl")
+        found = _streamed(_pieces(text, file, str(path)), path) if entries is None else enumerate(entries, start=1)
+        yield from ((f"{path}, entry {i}", entry) for i, entry in found)
+
+
+def _streamed(pieces: Iterator[str], path: Path) -> Iterator[tuple[int, Any]]:
+    """The entries of a list by number, each once the text has come to its end. By the parser's events: for entries of
+    its own making it needs memory of the square of how deep they are nested. By ``use_float`` a number beyond 64 bits is an error
+    of its own, where the parser would fall over one of thousands of digits."""
+    events = ijson.sendable_list()
+    parser = ijson.basic_parse_coro(events, use_float=True)
+    entry, count, depth, wrong = ijson.ObjectBuilder(), 0, 0, ""
+    for piece in filter(None, pieces):  # to the parser an empty one is the end
+        try:
+            parser.send(piece.encode())
+        except ijson.JSONError as error:
+            wrong = _reason(error)
+        for event, value in events:  # those before what is wrong, too
+            above, depth = depth, depth + NESTING.get(event, 0)
+            if not above or not depth:  # the list's own brackets
+                continue
+            if depth > DEEPEST:
+                wrong = f"nested more than {DEEPEST} deep"
+                break
+            entry.event(event, value)
+            if depth == 1:
+                count += 1
+                yield count, entry.value
+                entry = ijson.ObjectBuilder()
+        events.clear()
+        if wrong:
+            behind = f" behind entry {count}" if count else ""
+            raise InputError(f"{path}: not JSON{behind} ({wrong})")
+    try:
+        parser.close()
+    except ijson.JSONError as error:
+        if not count:
+            raise InputError(f"{path}: not JSON ({_reason(error)})") from None
+        raise CutOff(f"{path}: is cut off, whole up to entry {count} ({_reason(error)}); give the whole file") from None
+
+
+def _reason(error: ijson.JSONError) -> str:
+    """The parser's words without the text that it shows below them."""
+    return str(error).partition("\n")[0].removeprefix("parse error: ").removeprefix("lexical error: ").rstrip(".")
+
+
+def _pieces(head: bytes, file: IO[bytes], where: str) -> Iterator[str]:
+    """The text of ``head`` and what is left of a file, piece by piece, none of which ends inside an escape; mended (:func:`_mended`).
+    A character that is cut off at the end is left out."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    rest, done = "", 0
+    blocks = (head[i : i + PIECE] for i in range(0, len(head), PIECE))
+    for block in chain(blocks, iter(partial(file.read, PIECE), b"")):
+        kept = len(decoder.getstate()[0])
+        try:
+            text = rest + decoder.decode(block)
+        except UnicodeDecodeError as error:
+            raise _undecodable(error, where, done - kept) from None
+        done += len(block)
+        end = found.end() if (found := OUTSIDE.match(text)) else 0
+        yield _mended(text[:end])
+        rest = text[end:]
+    yield _mended(rest)
 
 
 @contextmanager
@@ -115,17 +208,26 @@ def _decoded(text: bytes, where: str) -> str:
     try:
         return text.decode()
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"{where}: is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
-        ) from None
+        raise _undecodable(error, where) from None
+
+
+def _undecodable(error: UnicodeDecodeError, where: str, before: int = 0) -> InputError:
+    return InputError(f"{where}: is not UTF-8 text ({error.reason} at byte {before + error.start}); save it as UTF-8")
+
+
+def _mended(text: str) -> str:
+    """JSON text in which half of a surrogate pair, which texts have that were cut between the two, is U+FFFD."""
+    if SURROGATE.search(text) is None:
+        return text
+    return SURROGATES.sub(lambda escape: r"\ufffd" if escape[1] else escape[0], text)
 
 
 def _parsed(text: str, where: str) -> Any:
-    """What JSON text holds. Half of a surrogate pair, which texts have that were cut between the two, is read as U+FFFD."""
+    """What JSON text holds, mended where it must be."""
     try:
         return parse_json(text, where)
     except InputError:
-        whole = SURROGATES.sub(lambda escape: r"\ufffd" if escape[1] else escape[0], text)
+        whole = _mended(text)
         if whole == text:
             raise
         return parse_json(whole, where)
@@ -137,9 +239,19 @@ def group_of(row: dict[str, Any], where: str) -> str:
     Raises:
         InputError: a group that is neither.
     """
-    group = row.get("group")
-    if group is None:
-        return where
-    if type(group) not in (str, int, float) or group != group:
-        raise InputError(f'{where}: "group" must be text or a number; leave it out where there is none')
-    return str(group)
+    group = label_of(row, "group", where)
+    return where if group is None else group
+
+
+def label_of(row: dict[str, Any], field: str, where: str) -> str | None:
+    """A field of a row that sorts it, a text or a number; None where it is missing or null.
+
+    Raises:
+        InputError: it is neither.
+    """
+    label = row.get(field)
+    if label is None:
+        return None
+    if type(label) not in (str, int, float) or label != label:
+        raise InputError(f'{where}: "{field}" must be text or a number; leave it out where there is none')
+    return str(label)

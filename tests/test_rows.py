@@ -4,17 +4,20 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
+import tracemalloc
 
 import pytest
 import transformers
 
 from medusa_runtime import InputError
+from medusa_tree import rows
 from medusa_tree.bundled import data_path, resolve_corpus
-from medusa_tree.profiling.corpus import Prompt, corpus_digest, hold_out, read_corpus
+from medusa_tree.profiling.corpus import Prompt, corpus_digest, hold_out, read_corpus, read_prompts
 from medusa_tree.profiling.tokens import tokenize
-from medusa_tree.rows import ending, read_lines, read_text
+from medusa_tree.rows import CutOff, ending, iter_entries, read_lines, read_text
 from medusa_tree.traces.tracefile import read_trace
 from medusa_tree.training.data import read_rows
 
@@ -86,17 +89,17 @@ def test_a_byte_order_mark_is_no_text(tmp_path, name, text):
     assert read_text(tmp_path / name) == text
 
 
-@pytest.mark.parametrize(
-    ("escaped", "wanted"),
-    [
-        (r"\ud800", "\ufffd"),
-        (r"cut \ud83d", "cut \ufffd"),
-        (r"\uDE00\ud83d\ude00", "\ufffd\U0001f600"),
-        (r"a \\ud800 of text", r"a \ud800 of text"),
-        (r"\\\ud800", "\\\ufffd"),
-        (r"\ud83d\n\ud83d\u0041", "\ufffd\n\ufffdA"),
-    ],
-)
+HALVES = [
+    (r"\ud800", "\ufffd"),
+    (r"cut \ud83d", "cut \ufffd"),
+    (r"\uDE00\ud83d\ude00", "\ufffd\U0001f600"),
+    (r"a \\ud800 of text", r"a \ud800 of text"),
+    (r"\\\ud800", "\\\ufffd"),
+    (r"\ud83d\n\ud83d\u0041", "\ufffd\n\ufffdA"),
+]
+
+
+@pytest.mark.parametrize(("escaped", "wanted"), HALVES)
 def test_half_of_a_surrogate_pair_is_read_as_a_character_that_is_missing(tmp_path, tokenizer, escaped, wanted):
     for name, text in (("a.jsonl", '{"text": "%s"}'), ("a.json", '["%s"]')):
         (prompt,) = read_corpus(write(tmp_path, name, text % escaped))
@@ -136,6 +139,138 @@ def test_a_gzip_file_that_is_none_is_named(tmp_path):
         read_text(tmp_path / "none.txt.gz")
     with pytest.raises(InputError, match=r"cannot be read \(Is a directory"):
         read_corpus(tmp_path)
+
+
+# --- lists that are too large to hold
+
+
+@pytest.fixture(params=[1, 2, 7, 64, 1 << 16])
+def streamed(request, monkeypatch):
+    """Every list is read entry by entry, in pieces of this size."""
+    monkeypatch.setattr(rows, "LARGE", 8)
+    monkeypatch.setattr(rows, "PIECE", request.param)
+
+
+ENTRIES = [
+    {"a": [1, 2.5, None, True, -3e-7], "é\u2028": 'x\ny \\ "q" \U0001f600\uffff'},
+    "two",
+    [],
+    {},
+    2**62,
+    {"text": "end"},
+]
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.json.gz"])
+@pytest.mark.parametrize("ascii_only", [True, False])
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("mark", ["", "\ufeff", "\r\n "])
+@pytest.mark.usefixtures("streamed")
+def test_a_large_list_is_read_as_a_small_one(tmp_path, name, ascii_only, indent, mark):
+    path = write(tmp_path, name, mark + json.dumps(ENTRIES, ensure_ascii=ascii_only, indent=indent) + "\n")
+    assert list(iter_entries(path)) == [(f"{path}, entry {i}", entry) for i, entry in enumerate(ENTRIES, start=1)]
+
+
+@pytest.mark.parametrize(("escaped", "wanted"), HALVES)
+@pytest.mark.usefixtures("streamed")
+def test_half_of_a_pair_in_a_large_list_is_read_as_in_a_small_one(tmp_path, escaped, wanted):
+    for around in ("", "b\\\\", "x" * 61):
+        path = write(tmp_path, "a.json", f'["{around}{escaped}", "{escaped}{around}"]')
+        said = around.replace("\\\\", "\\")
+        assert [entry for _, entry in iter_entries(path)] == [said + wanted, wanted + said]
+
+
+def until(path):
+    """The entries before an error, and it."""
+    entries = []
+    try:
+        for _, entry in iter_entries(path):
+            entries.append(entry)
+    except InputError as error:
+        return entries, error
+    return entries, None
+
+
+@pytest.mark.parametrize("large", [rows.LARGE, 8])
+def test_a_list_that_is_cut_off_anywhere_is_whole_up_to_an_entry(tmp_path, monkeypatch, large):
+    monkeypatch.setattr(rows, "LARGE", large)
+    monkeypatch.setattr(rows, "PIECE", 16)
+    whole = json.dumps(ENTRIES, ensure_ascii=False).encode()
+    seen = set()
+    for end in range(2, len(whole)):
+        entries, error = until(write(tmp_path, "a.json", whole[:end]))
+        assert entries == ENTRIES[: len(entries)]
+        seen.add(len(entries))
+        if entries:
+            assert isinstance(error, CutOff), end
+            assert f"a.json: is cut off, whole up to entry {len(entries)} (" in str(error)
+        else:
+            assert "a.json: not JSON (" in str(error)
+        assert "\n" not in str(error)
+    assert seen == set(range(len(ENTRIES) + 1))
+
+
+@pytest.mark.parametrize("large", [rows.LARGE, 8])
+def test_a_corpus_that_is_cut_off_serves_up_to_there(tmp_path, monkeypatch, large):
+    monkeypatch.setattr(rows, "LARGE", large)
+    skipped = {"conversations": [{"from": "gpt", "value": "r"}]}
+    asked = [{"conversations": [{"from": "human", "value": f"q{i} é"}]} for i in range(3)]
+    path = write(tmp_path, "a.json", json.dumps([asked[0], skipped, *asked[1:]], ensure_ascii=False)[:-5])
+    words = r"a\.json: is cut off, whole up to entry 3 \(.*\); give the whole file; or ask for those before with --prompts 2"
+    with pytest.raises(InputError, match=words):
+        read_prompts([str(path)])
+    with pytest.raises(InputError, match=words):
+        read_prompts([str(path)], most=3)
+    read = read_prompts([str(path)], most=2)
+    assert [p.text for p in read.prompts] == ["q0 é", "q1 é"]
+    assert read.skipped == 1
+
+
+@pytest.mark.parametrize("large", [rows.LARGE, 8])
+@pytest.mark.parametrize(
+    ("data", "words", "before"),
+    [
+        (b'["x", "y", oh no]', r"a\.json: not JSON behind entry 2 \(", 2),
+        (b'["x"] "y"', r"a\.json: not JSON behind entry 1 \(", 1),
+        (b'["x" "y"]', r"a\.json: not JSON behind entry 1 \(", 1),
+        (b'["' + b"x" * 40 + b'", "' + b"y" * 20 + b'\xff"]', r"a\.json: is not UTF-8 text \(invalid start byte at byte 66\); save it as UTF-8", 1),
+        (b'\xef\xbb\xbf{"item": ["x"]}', r"a\.json: holds no list; for one object a line name it \.jsonl", 0),
+        (b'["x", ' + b"9" * 5000 + b"]", r"a\.json: not JSON behind entry 1 \(integer overflow\)", 1),
+        (b'["x", ' + b'{"a": [' * 50_000, r"a\.json: not JSON behind entry 1 \(nested more than 200 deep\)", 1),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_in_a_list_is_named_behind_what_is_right(tmp_path, monkeypatch, large, data, words, before):
+    monkeypatch.setattr(rows, "LARGE", large)
+    monkeypatch.setattr(rows, "PIECE", 16)
+    entries, error = until(write(tmp_path, "a.json", data))
+    assert re.match(f".*{words}", str(error))
+    assert len(entries) == before
+
+
+def test_a_large_gzip_file_that_is_cut_off_serves_up_to_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "LARGE", 1 << 10)
+    monkeypatch.setattr(rows, "PIECE", 1 << 10)
+    texts = [os.urandom(50).hex() for _ in range(500)]
+    path = tmp_path / "a.json.gz"
+    path.write_bytes(gzip.compress(json.dumps(texts).encode())[:-2000])
+    assert [p.text for p in read_prompts([str(path)], most=100).prompts] == texts[:100]
+    with pytest.raises(InputError, match=r"a\.json\.gz: is no whole gzip file \("):
+        read_prompts([str(path)])
+
+
+def test_a_large_list_is_read_with_little_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "LARGE", 1 << 20)
+    path, entry = tmp_path / "a.json", json.dumps({"conversations": [{"from": "human", "value": "words " * 500}]})
+    path.write_text(f"[{', '.join([entry] * 10_000)}]")
+    assert path.stat().st_size > 30e6
+    tracemalloc.start()
+    try:
+        count = sum(1 for _ in iter_entries(path))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert count == 10_000
+    assert peak < 6e6, "what is looked at first, some pieces, and what the parser makes of one"
 
 
 # --- conversations
