@@ -151,7 +151,10 @@ def browse(folder, *args):
 @pytest.mark.parametrize("kind", ["measured", "modelled"])
 def test_it_is_seen_in_a_browser_light_dark_and_on_a_phone(tmp_path, kind):
     source = calibration(loads=((1, 100), (8, 100))) if kind == "measured" else modelled(bandwidth=3e12, flops=4e14)
-    source = replace(source, trace=replace(source.trace, candidates=12))  # wide tables
+    kinds = np.array(
+        [("code", "a kind of text with quite a name")[i % 8 // 4] for i in range(len(source.trace.lengths))]
+    )
+    source = replace(source, trace=replace(source.trace, candidates=12, categories=kinds))  # wide tables
     page(tmp_path / "r.html", source, loads=None if kind == "measured" else [(b, 512) for b in (1, 4, 16, 64)])
     url = (tmp_path / "r.html").as_uri()
     brightness = {}

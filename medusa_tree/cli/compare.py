@@ -33,9 +33,12 @@ def compare(
     mc_sim_7b_63 (an unknown name lists them).
     """
     from medusa_tree.devices.roofline import Roofline
+    from medusa_tree.planning.categories import acceptance_by_category
     from medusa_tree.planning.compare import compare as run
     from medusa_tree.planning.compare import contender, fit_to_heads
-    from medusa_tree.reports.tables import compared_json, comparison_table
+    from medusa_tree.reports.categories import acceptance_by_category_table
+    from medusa_tree.reports.summary import acceptance_by_category_json, compared_json
+    from medusa_tree.reports.tables import comparison_table
 
     read, measured = read_source(calibration, source_of_latency)
     _, held = read.trace.split()
@@ -46,9 +49,15 @@ def compare(
     if isinstance(latency, Roofline):  # knows any size
         latency = replace(latency, max_nodes=max(latency.max_nodes, *(tree.nodes for _, tree in contenders)))
     rows = run(contenders, held, latency.curve(*load), load, latency.kind)
+    names = [name for name, _ in contenders]
+    by_category = acceptance_by_category([tree for _, tree in contenders], held)
     if as_json:
-        print(json.dumps({"compared": [compared_json(row) for row in rows]}, indent=2))
+        told = acceptance_by_category_json(names, by_category)
+        print(json.dumps({"compared": [compared_json(row) for row in rows], "categories": told}, indent=2))
         return
-    stdout().print(
+    console = stdout()
+    console.print(
         comparison_table(rows, f"{read.latency.device}, {read.latency.dtype}\n{read.trace.acceptance}", first="first")
     )
+    if by_category:
+        console.print(acceptance_by_category_table(names, by_category))

@@ -11,8 +11,10 @@ from medusa_runtime.treefile import write_tree
 from medusa_tree.planning.calibration import Calibration
 from medusa_tree.planning.notes import notes, roofline_beside, roofline_line
 from medusa_tree.planning.plan import Plan
+from medusa_tree.reports.categories import categories, category_table
 from medusa_tree.reports.plots import plan_plot
-from medusa_tree.reports.tables import accuracy_table, comparison, comparison_table, points_table, summary
+from medusa_tree.reports.summary import summary
+from medusa_tree.reports.tables import accuracy_table, comparison, comparison_table, points_table
 
 from .common import check_output, stderr, stdout
 
@@ -49,13 +51,15 @@ def keep_old(output: Path, *beside: Path) -> None:
 def finish_plan(calibration: Calibration, plan: Plan, output: Path, as_json: bool) -> None:
     """Write, print what was chosen beside what people use, and say what to do next."""
     points = plan.contents.operating_points
-    rows = {(p.batch, p.context): comparison(calibration, plan, p) for p in points[: 1 if len(points) > 2 else None]}
+    shown = 1 if len(points) > 2 else len(points)
+    rows = {(p.batch, p.context): comparison(calibration, plan, p) for p in points[:shown]}
+    split = categories(plan, shown)
     picture = output.with_suffix(".png")
     keep_old(output, picture)
     plan_plot(calibration, plan.curves, rows, picture)
     write_tree(output, plan.contents)
     if as_json:
-        print(json.dumps(summary(calibration, plan, rows), indent=2))
+        print(json.dumps(summary(calibration, plan, rows, split), indent=2))
         return
     console = stdout()
     latency = calibration.latency
@@ -64,10 +68,12 @@ def finish_plan(calibration: Calibration, plan: Plan, output: Path, as_json: boo
     console.print(accuracy_table(calibration.trace))
     for compared in rows.values():
         console.print(comparison_table(compared, device, bold=compared[-1].name))
+    for found in split:
+        console.print(category_table(found, calibration))
     if len(points) > 1:
         console.print(points_table(plan.contents, device))
-    for line in notes(calibration, plan):
-        console.print(f"[yellow]{line}[/yellow]")
+    for line in notes(calibration, plan, split):
+        console.print(line, style="yellow", markup=False)  # a category may be called anything
     if (fitted := roofline_beside(latency, calibration.shape)) is not None:
         console.print(f"[dim]{roofline_line(fitted[1])}[/dim]")
     modelled = f", with {latency.kind} latency" if latency.kind == "modelled" else ""

@@ -48,7 +48,7 @@ def pick(offers: Offers, latency: LatencyCurve, load: Load, budget: Budget, memo
     nodes, depth = offers.nodes[known], offers.depth[known]
     seconds = latency.at(nodes, depth)
     met = within(budget, load, latency, nodes, depth, seconds, memory)
-    feasible = _all_of(met, len(known))
+    feasible = all_of(met, len(known))
     plain = latency.plain.seconds
     rate = offers.fitted[known] / seconds
     # Every size's best: within the budget where it can be, for the plot also beyond.
@@ -77,7 +77,7 @@ def pick(offers: Offers, latency: LatencyCurve, load: Load, budget: Budget, memo
     )
 
 
-def _all_of(met: dict[str, Mask], trees: int) -> Mask:
+def all_of(met: dict[str, Mask], trees: int) -> Mask:
     """(T,) which trees meet every bound."""
     return np.logical_and.reduce([np.ones(trees, dtype=np.bool_), *met.values()])
 
@@ -97,7 +97,7 @@ def contenders(trace: RankTrace, largest: int, budget: Budget) -> Callable[[Late
             met = within(budget, (latency.plain.batch, latency.plain.context), latency, nodes, depth, seconds, None)
         except InputError:  # the plan's to refuse, when all is measured and kept
             met = {}
-        rate = np.where(_all_of(met, len(nodes)), fitted / seconds, 0.0)
+        rate = np.where(all_of(met, len(nodes)), fitted / seconds, 0.0)
         near = nodes[rate >= (1 - CLOSE) * rate.max()]
         first = int(np.searchsorted(latency.nodes, near.min(), "right")) - 1
         last = int(np.searchsorted(latency.nodes, near.max()))

@@ -17,15 +17,16 @@ from ..traces.probetrace import ProbeTrace
 from ..traces.trace import FEW
 from .budget import Memory, enough
 from .calibration import Calibration
+from .categories import Categories
 from .choose import LARGEST_KNOWN, Curve
 from .compare import Compared, compare
 from .offers import optimality
 from .plan import Plan
 
 
-def notes(calibration: Calibration, plan: Plan) -> list[str]:
+def notes(calibration: Calibration, plan: Plan, split: Sequence[Categories] = ()) -> list[str]:
     """What the tables do not say: infeasible loads, bounds that bind, own orders, what an engine costs, where plain
-    decoding wins."""
+    decoding wins; and, of the loads whose trees were ``split`` by category, which categories a common tree does not serve."""
     kind, points = calibration.latency.kind, plan.contents.operating_points
     lines = [f"No operating point: {why}" for why in plan.infeasible.values()]
     held = int(calibration.trace.held_out.sum())
@@ -71,7 +72,28 @@ def notes(calibration: Calibration, plan: Plan) -> list[str]:
             lines.append(f"At context {context} plain decoding is fastest from batch {batch} on ({kind}); {there}.")
         elif len(here) > 1 and all(p.nodes for p in here):
             lines.append(f"At context {context} a tree is faster at every batch tried ({kind}).")
-    return lines + _typical(calibration, plan)
+    return lines + _categories(split, kind) + _typical(calibration, plan)
+
+
+def _categories(split: Sequence[Categories], kind: str) -> list[str]:
+    """Which categories would be better off with a tree of their own, and which without any."""
+    lines = []
+    for found in split:
+        at = f"at {_loads([found.load])} " if len(split) > 1 else ""
+        for row in found.rows:
+            name = row.name or "text of no category"
+            if row.loses and row.own is not None:
+                ratio = row.own.common_over_own
+                less = [f"{100 * (1 - x):.0f}" for x in (ratio.value, ratio.high, ratio.low)]
+                lines.append(
+                    f"{name} loses {less[0]}% ({less[1]} to {less[2]}) {at}with the common tree ({kind}): a tree of its own would pay; "
+                    "calibrate on its prompts alone for one."
+                )
+            if row.speedup is not None and row.held_out >= FEW and row.speedup.high < 1:
+                lines.append(
+                    f"{name} is slower {at}with the common tree than with plain decoding: {row.speedup.value:.2f}x ({kind})."
+                )
+    return lines
 
 
 def _typical(calibration: Calibration, plan: Plan) -> list[str]:

@@ -26,22 +26,7 @@ LARGEST_BATCH = 1 << 16  # beyond which no one looks for the batch at which plai
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The contents of tree.json and what stands behind them, by (batch, context).
-
-    infeasible: why a load has no operating point. free: what the best tree of any form would give, where an engine
-    bounds the form. plain_from: for each context, the batch from which plain decoding is fastest, if any was seen.
-    """
-
-    contents: TreeFile
-    curves: dict[Load, Curve]
-    infeasible: dict[Load, str] = field(default_factory=dict)
-    free: dict[Load, tuple[OperatingPoint, CandidateTree]] = field(default_factory=dict)
-    plain_from: dict[int, int | None] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Task:
+class Task:
     """What is planned from: the calibration, in its two parts, and path frequencies fitted to the first; and what is asked for."""
 
     calibration: Calibration
@@ -60,6 +45,23 @@ class _Task:
     def kind(self) -> str:
         """ "measured" or "modelled"."""
         return self.latency.kind
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The contents of tree.json and what stands behind them, by (batch, context).
+
+    task: what it was planned from. infeasible: why a load has no operating point. free: what the best tree of any form
+    would give, where an engine bounds the form. plain_from: for each context, the batch from which plain decoding is
+    fastest, if any was seen.
+    """
+
+    contents: TreeFile
+    curves: dict[Load, Curve]
+    task: Task = field(repr=False, compare=False)
+    infeasible: dict[Load, str] = field(default_factory=dict)
+    free: dict[Load, tuple[OperatingPoint, CandidateTree]] = field(default_factory=dict)
+    plain_from: dict[int, int | None] = field(default_factory=dict)
 
 
 def plan(
@@ -107,7 +109,7 @@ def plan(
         )
     sizes = ladder(largest, [p.nodes for c in curves.values() for p in c.points])
     fitted = estimate(fit, estimator)
-    task = _Task(calibration, fit, held, fitted, budget, engine, swaps)
+    task = Task(calibration, fit, held, fitted, budget, engine, swaps)
     order = full_order(fitted, largest, fit.heads)
     free = free_offers(order, fit, held, sizes, fit.heads)
     offers = engine_offers(engine, fitted, fit, held, sizes, fit.heads) if engine else free
@@ -142,10 +144,10 @@ def plan(
         acceptance=fit.acceptance,
         provenance=_record(task, largest),
     )
-    return Plan(contents, chosen, infeasible, unbounded, _plain_from(task, contents, offers))
+    return Plan(contents, chosen, task, infeasible, unbounded, _plain_from(task, contents, offers))
 
 
-def _record(task: _Task, largest: int) -> dict[str, Any]:
+def _record(task: Task, largest: int) -> dict[str, Any]:
     """The calibration's provenance and how this plan was made."""
     latency, fit, held = task.latency, task.fit, task.held
     return {
@@ -166,7 +168,7 @@ def _record(task: _Task, largest: int) -> dict[str, Any]:
 
 
 def _point(
-    task: _Task, curve: Curve, offers: Offers, latency: LatencyCurve, load: Load
+    task: Task, curve: Curve, offers: Offers, latency: LatencyCurve, load: Load
 ) -> tuple[OperatingPoint, CandidateTree]:
     """What was picked of the offers at a load, and its tree."""
     if curve.offer is None:
@@ -176,13 +178,23 @@ def _point(
 
 
 def _own(
-    task: _Task, point: OperatingPoint, tree: CandidateTree, latency: LatencyCurve
+    task: Task, point: OperatingPoint, tree: CandidateTree, latency: LatencyCurve
 ) -> tuple[OperatingPoint, CandidateTree]:
-    """A tree of the point's own (made for what a tree of its size visits, or with nodes swapped), where the common
-    order loses to it on the fitting sequences beyond doubt (the 95% interval) and by more than OWN_GAIN."""
+    """The point with a tree of its own, where :func:`refined` has one."""
+    own, why = refined(task, tree)
+    if not why:
+        return point, tree
+    new = predict(own, task.held, latency, (point.batch, point.context), task.kind, point.limit)
+    return replace(new, why_own=why), own
+
+
+def refined(task: Task, tree: CandidateTree) -> tuple[CandidateTree, str]:
+    """A tree of that size and depth made for what a tree of its size visits, or with nodes swapped, and how much better it is,
+    where the common order loses to it on the fitting sequences beyond doubt (the 95% interval) and by more than OWN_GAIN;
+    else the tree as it is, and ""."""
     visits = task.estimator.name == "visited"
     if not tree.nodes or not (visits or task.swaps) or len(task.fit.lengths) < FEW:
-        return point, tree
+        return tree, ""
     sample = task.fit.sample(ENOUGH)
     own = visited_tree(sample, tree.nodes, task.estimator.kappa, tree.depth) if visits else tree
     if task.swaps:
@@ -190,13 +202,10 @@ def _own(
     before = replay(tree, sample)
     more, low, _ = replay(own, sample).less(before)
     if low <= 0 or more < OWN_GAIN * before.acceptance_length:
-        return point, tree
+        return tree, ""
     how = [f"for what {tree.nodes} nodes visit"] * visits + ["with nodes swapped"] * task.swaps
-    why = (
-        f"a tree {' and '.join(how)} accepts {100 * more / before.acceptance_length:.1f}% more on the fitting sequences"
-    )
-    new = predict(own, task.held, latency, (point.batch, point.context), task.kind, point.limit)
-    return replace(new, why_own=why), own
+    share = 100 * more / before.acceptance_length
+    return own, f"a tree {' and '.join(how)} accepts {share:.1f}% more on the fitting sequences"
 
 
 def _number_paths(
@@ -216,7 +225,7 @@ def _number_paths(
     return paths, tuple(numbered)
 
 
-def _plain_from(task: _Task, contents: TreeFile, offers: Offers) -> dict[int, int | None]:
+def _plain_from(task: Task, contents: TreeFile, offers: Offers) -> dict[int, int | None]:
     """For each context the smallest batch from which no larger one planned wants a tree, if it could have one. Where the
     latency is modelled, batches beyond those planned are tried, too."""
     found: dict[int, int | None] = {}
@@ -230,7 +239,7 @@ def _plain_from(task: _Task, contents: TreeFile, offers: Offers) -> dict[int, in
     return found
 
 
-def _plain_beyond(task: _Task, offers: Offers, batch: int, context: int) -> int | None:
+def _plain_beyond(task: Task, offers: Offers, batch: int, context: int) -> int | None:
     """The first batch above ``batch`` at which no tree wins, by bisection; a longer step and more memory are granted
     to it, as no batch that large was asked for. None if there is none up to LARGEST_BATCH."""
     granted = replace(task.budget, seconds=None, memory=None)

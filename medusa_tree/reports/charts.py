@@ -16,6 +16,8 @@ from medusa_runtime.tree import CandidateTree
 WIDTH, HEIGHT = 430, 300  # of a chart, in units that are about a pixel on a phone
 LEFT, RIGHT, TOP, BOTTOM = 52, 416, 14, 256  # where its axes end
 TICK_ROOM = 34  # for the name of a tick below the axis
+BAR_ROOM = 26  # from bar to bar
+LABEL, LETTER = 22, 7  # letters of a bar's name that are shown, and the room for one
 ACROSS, DOWN = 116, 23  # from a tree's level to the next, and from row to row
 
 Scale = Callable[[float], float]
@@ -107,14 +109,60 @@ def nodes_axis(largest: float) -> tuple[Scale, Ticks]:
     return lambda n: round(float(LEFT + (RIGHT - LEFT) * np.log2(n + 1) / span), 1), ticks
 
 
-def linear_axis(low: float, high: float) -> tuple[Scale, Ticks]:
-    """The scale from BOTTOM to TOP between round values around ``low`` and ``high``, and about five ticks."""
+def linear_axis(low: float, high: float, start: float = BOTTOM, end: float = TOP) -> tuple[Scale, Ticks]:
+    """The scale from ``start`` to ``end`` between round values around ``low`` and ``high``, and about five ticks."""
     rough = (high - low) / 4 or 1.0
     power = 10.0 ** np.floor(np.log10(rough))
     step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= rough)
     values = [float(f"{step * i:.10g}") for i in np.arange(np.floor(low / step), np.ceil(high / step) + 1)]
     first, span = values[0], values[-1] - values[0]
-    return lambda v: round(float(BOTTOM - (BOTTOM - TOP) * (v - first) / span), 1), {v: f"{v:,g}" for v in values}
+    return lambda v: round(float(start + (end - start) * (v - first) / span), 1), {v: f"{v:,g}" for v in values}
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar with whiskers from ``low`` to ``high`` and a tooltip, and a stroke across at ``beside`` where there is something to set it beside."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    tip: str
+    beside: float | None = None
+
+    @property
+    def label(self) -> str:
+        """The name as far as there is room for it."""
+        return self.name if len(self.name) <= LABEL else f"{self.name[: LABEL - 1]}…"
+
+
+@dataclass(frozen=True)
+class BarChart:
+    """Bars from the left, one below the other.
+
+    title: what a screen reader says of it.
+    x_title: with the unit.
+    floor: of the axis, at most; bars begin where it does.
+    """
+
+    bars: Sequence[Bar]
+    title: str
+    x_title: str
+    floor: float = 0.0
+
+    @property
+    def bottom(self) -> int:
+        return TOP + BAR_ROOM * len(self.bars)
+
+    @property
+    def left(self) -> int:
+        """Room for the longest name."""
+        return 16 + LETTER * max((len(bar.label) for bar in self.bars), default=0)
+
+    def axis(self) -> tuple[Scale, Ticks]:
+        """The scale that all bars lie within, and its ticks."""
+        most = max((max(bar.high, bar.beside or 0.0) for bar in self.bars), default=1.0)
+        return linear_axis(self.floor, most, self.left, RIGHT)
 
 
 @dataclass(frozen=True)

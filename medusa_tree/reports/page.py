@@ -26,6 +26,7 @@ from ..planning.calibration import Calibration
 from ..planning.notes import notes
 from ..planning.plan import Plan, plan
 from ..traces.trace import head_accuracy, top_k_interval
+from .categories import called, categories, category_chart, lost
 from .charts import TreeChart, percent, tree_chart
 from .figures import figures
 from .tables import RANKS_DRAWN, path_frequencies, tops
@@ -59,7 +60,7 @@ def templates() -> Environment:
         loader=PackageLoader("medusa_tree.reports", ""), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    found.filters.update(number=format, percent=percent, bounds=_bounds)
+    found.filters.update(number=format, percent=percent, bounds=_bounds, called=called, lost=lost)
     return found
 
 
@@ -100,11 +101,13 @@ def write_page(path: Path, contents: TreeFile, calibration: Calibration | None) 
             )
             calibration = None
     planned = None if calibration is None or again is None else (calibration, again)
+    split = [] if again is None else categories(again)
     html = templates().get_template("page.html").render(
         contents=contents, name=_model_name(contents), about=_about(contents), warnings=warnings,
         accuracy=_accuracy(contents, calibration), trace=calibration and calibration.trace,
         figures=planned and figures(contents, *planned), tree=_tree(contents),
-        notes=planned and [line.strip() for line in notes(*planned)], provenance=list(_flat("", contents.provenance)),
+        notes=planned and [line.strip() for line in notes(*planned, split)],
+        categories=[(found, category_chart(found)) for found in split], provenance=list(_flat("", contents.provenance)),
     )  # fmt: skip
     with write_beside(path) as beside:
         beside.write_text(html, "utf-8")

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from medusa_runtime.acceptance.rules import rule_json
 from medusa_runtime.tree import CandidateTree
 from medusa_runtime.treefile import Estimate, OperatingPoint, TreeFile
 
-from ..devices.latency import Load
 from ..origin import origin
 from ..planning.calibration import Calibration
 from ..planning.compare import Compared, compare, usual
-from ..planning.notes import notes, roofline_beside
 from ..planning.plan import Plan
 from ..traces.trace import RankTrace, top_k_interval
 
@@ -115,42 +111,6 @@ def points_table(contents: TreeFile, device: str) -> Table:
 
 def plus_minus(e: Estimate, form: str) -> str:
     return f"{e.value:{form}} [dim]±{(e.high - e.low) / 2:{form}}[/dim]"
-
-
-def accuracy_json(trace: RankTrace) -> dict[str, list[dict[str, float]]]:
-    """What :func:`accuracy_table` says."""
-    return {
-        f"top_{k}": [
-            dict(zip(("value", "low", "high"), map(float, h), strict=True))
-            for h in zip(*top_k_interval(trace, k), strict=True)
-        ]
-        for k in tops(trace.candidates)
-    }
-
-
-def summary(calibration: Calibration, plan: Plan, rows: dict[Load, list[Compared]]) -> dict[str, Any]:
-    """What the tables say, for machines."""
-    fitted = roofline_beside(calibration.latency, calibration.shape)
-    return {
-        "acceptance": rule_json(plan.contents.acceptance),
-        "lossless": plan.contents.acceptance.lossless,
-        "head_accuracy": accuracy_json(calibration.trace),
-        "predicted": [compared_json(row) for compared in rows.values() for row in compared],
-        "operating_points": [asdict(p) for p in plan.contents.operating_points],
-        "plain_from_batch": {str(k): v for k, v in plan.plain_from.items()},
-        "infeasible": {f"batch {b}, context {c}": why for (b, c), why in plan.infeasible.items()},
-        "roofline": None if fitted is None else fitted[1],
-        "notes": notes(calibration, plan),
-        "provenance": plan.contents.provenance,
-    }
-
-
-def compared_json(row: Compared) -> dict[str, Any]:
-    """One row of a comparison."""
-    return {
-        "tree": row.name, **asdict(row.point),
-        "over_first": {"acceptance_length": asdict(row.acceptance_ratio), "tokens_per_s": asdict(row.rate_ratio)},
-    }  # fmt: skip
 
 
 def path_frequencies(contents: TreeFile, tree: CandidateTree) -> list[float]:
