@@ -18,7 +18,7 @@ from transformers import logging
 
 from medusa_runtime import MedusaModel
 from medusa_tree.bundled import resolve_corpus, resolve_model
-from medusa_tree.devices.measure import bushy_tree
+from medusa_tree.devices.sizes import bushy_tree
 from medusa_tree.profiling.corpus import read_corpus
 from medusa_tree.profiling.tokens import tokenize
 

@@ -34,7 +34,8 @@ from medusa_runtime.decode import prefill
 from medusa_runtime.graph import Step, stepper
 from medusa_runtime.model import DTYPES, pick_device
 from medusa_runtime.step import State
-from medusa_tree.devices.measure import bushy_tree, shape_of, synchronize
+from medusa_tree.devices.measure import shape_of, synchronize
+from medusa_tree.devices.sizes import bushy_tree
 
 SHAPES = {
     "llama-2-7b": {

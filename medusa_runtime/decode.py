@@ -16,6 +16,7 @@ from .attention import AttentionContext
 from .buffers import TreeBuffers
 from .errors import InputError, out_of_memory
 from .graph import Workspace, whole_slots
+from .processes import agreed
 from .step import State
 from .stops import stop_tokens
 from .tree import CandidateTree
@@ -34,6 +35,7 @@ def prefill(
     max_new_tokens: int | None = None,
     stops: Sequence[int] = (),
     into: State | None = None,
+    width: int = 0,
 ) -> State:
     """Run the prompts through the model in one right-padded pass; the first token follows the rule like all others.
 
@@ -44,6 +46,7 @@ def prefill(
         streams: B numbers, see :func:`stream`.
         max_new_tokens, stops: when sequences end; by default never.
         into: an earlier state of as many sequences, whose memory is used again.
+        width: tokens of the pass, where they are to be more than the longest prompt has.
 
     Raises:
         InputError: an empty prompt, one longer than the cache, a token that the model does not have, logits that are NaN or infinite, or out of memory.
@@ -53,27 +56,27 @@ def prefill(
         raise InputError("a prompt is empty: decoding needs at least one token to start from")
     check_tokens(prompts, model.vocab_size, model.name)
     longest, batch, device = max(lengths), len(prompts), model.device
+    width = max(width, longest)
     capacity = capacity if into is None else into.cache.slots.capacity
     if longest > capacity:
         raise InputError(f"a prompt of {longest} tokens is longer than the cache of {capacity} slots; make one larger")
-    tokens = torch.tensor([[*p, *[0] * (longest - len(p))] for p in prompts], device=device)
+    tokens = torch.tensor([[*p, *[0] * (width - len(p))] for p in prompts], device=device)
     cache = model.new_cache(batch, capacity, static) if into is None else into.cache
     slots = cache.slots
     slots.set_lengths([0] * batch)
-    last, column = (torch.tensor(lengths, device=device) - 1).unique(return_inverse=True)
+    last = torch.tensor(lengths, device=device) - 1
     with out_of_memory(f"a pass over {batch} prompt(s) of up to {longest} tokens", device):
-        # Logits only in those columns where some prompt ends.
-        hidden, logits = model(tokens, cache, AttentionContext(slots), keep=last)
-    own = torch.arange(batch, device=device)
+        # Logits only where each prompt ends: over a long batch and a large vocabulary all of them would be gigabytes.
+        hidden, logits = model(tokens, cache, AttentionContext(slots), keep=last[:, None])
+    own = torch.arange(batch, device=hidden.device)
     slots.set_lengths(lengths)
     slots.ceiling = capacity if max_new_tokens is None else longest + max_new_tokens
-    logits = logits[own, column]
     if not bool(logits.amax(dim=-1).isfinite().all()):
         raise unsound(model)
     numbers = torch.tensor(list(range(batch)) if streams is None else list(streams), device=device)
-    root = choose(rule, logits[:, None], TreeBuffers.of(CandidateTree(), device), slots.lengths - 1, numbers)[:, 0]
+    root = choose(rule, logits, TreeBuffers.of(CandidateTree(), device), slots.lengths - 1, numbers)[:, 0]
     left = None if max_new_tokens is None else torch.full_like(root, max_new_tokens)
-    hidden = hidden[own.to(hidden.device), column.to(hidden.device)]
+    hidden = hidden[own, last.to(hidden.device)]
     made = State(cache, root, hidden, numbers, left, torch.tensor(stops, dtype=torch.int64, device=device))
     if into is None:
         return made
@@ -237,7 +240,7 @@ def stream(
     rule = rule_for(tree, rule)
     tree = tree_for(tree, prompts, max_new_tokens)
     capacity = check_request(model, prompts, tree, max_new_tokens)
-    streams = draw_streams(rule, len(prompts)) if streams is None else streams
+    streams = agreed(model, draw_streams(rule, len(prompts))) if streams is None else streams
     stops = sorted(stop_tokens(model, eos_token_id))
     ahead = steps_ahead(model.device)
     space = Workspace()

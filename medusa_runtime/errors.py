@@ -17,9 +17,13 @@ class InputError(ValueError):
     """
 
 
+class OutOfMemory(InputError):
+    """Memory does not suffice for what was asked; for less it may."""
+
+
 @contextmanager
 def out_of_memory(what: str, device: torch.device) -> Iterator[None]:
-    """Where memory runs out inside, an InputError: ``what`` takes how much, and what the device has."""
+    """Where memory runs out inside, an :class:`OutOfMemory`: ``what`` takes how much, and what the device has."""
     import torch
 
     try:
@@ -31,6 +35,6 @@ def out_of_memory(what: str, device: torch.device) -> Iterator[None]:
         if device.type == "cuda":
             free, total = torch.cuda.mem_get_info(device)
             has = f" {device} has {free / 2**30:.2f} GiB free of {total / 2**30:.2f}."
-        raise InputError(
+        raise OutOfMemory(
             f"out of memory: {what}.{has} Take fewer sequences at a time, fewer new tokens, a smaller tree or model, or a smaller dtype"
         ) from None

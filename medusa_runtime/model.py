@@ -11,6 +11,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.distributed import DistributedConfig
 
 from .acceptance.rules import Rule
 from .decode import Generation, generate
@@ -125,7 +126,7 @@ class MedusaModel(TreeModel):
                 main branch, so name it by ``model`` to choose.
             heads_revision: branch, tag or commit of ``heads``' repository.
             token, cache_dir, force_download, local_files_only: how the Hub is asked for both, see :class:`medusa_runtime.hub.Hub`.
-            kwargs: passed on to ``AutoModelForCausalLM.from_pretrained``.
+            kwargs: passed on to ``AutoModelForCausalLM.from_pretrained``, such as ``device_map``; ``tp_plan`` as what it calls so now.
 
         Raises:
             InputError: nothing there, unreadable, or model and heads do not fit.
@@ -146,8 +147,10 @@ class MedusaModel(TreeModel):
         if isinstance(dtype, str) and dtype not in DTYPES:
             raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
         torch_dtype = DTYPES[dtype] if isinstance(dtype, str) else dtype
+        if (plan := kwargs.pop("tp_plan", None)) is not None:  # by its newer name
+            kwargs["distributed_config"] = DistributedConfig(tp_plan=plan)
         base, tokenizer = load_base(source, dtype=torch_dtype or "auto", trust_remote_code=trust_remote_code, **kwargs)
-        if getattr(base, "hf_device_map", None) is None and not kwargs.get("tp_plan"):
+        if getattr(base, "hf_device_map", None) is None and not kwargs.get("distributed_config"):
             size = sum(w.numel() * w.element_size() for w in base.parameters()) / 2**30
             with out_of_memory(f"the weights of {source.where} take {size:.2f} GiB", target):
                 base = base.to(target)

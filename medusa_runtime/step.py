@@ -51,6 +51,20 @@ class State:
             *([] if self.left is None else [self.left]),
         ]
 
+    def put(self, rows: Tensor, other: State) -> None:
+        """New sequences in the place of ended ones: ``rows`` (R,) int64 become those of another state of R, whose cache has no
+        more slots than this one's."""
+        self.cache.put(rows, other.cache)
+        for mine, theirs in zip(self.tensors(), other.tensors(), strict=True):
+            mine[rows.to(mine.device)] = theirs
+
+    def narrow(self, rows: Tensor) -> State:
+        """The state of these sequences alone, ``rows`` (R,) int64; the others' memory is let go, and this state is spent."""
+        self.cache.narrow(rows)
+        left = None if self.left is None else self.left[rows]
+        hidden = self.hidden[rows.to(self.hidden.device)]
+        return State(self.cache, self.root[rows], hidden, self.streams[rows], left, self.stops)
+
 
 def propose(heads: MedusaHeads, hidden: Tensor, num_heads: int, width: int) -> Tensor:
     """The ``width`` likeliest tokens of each of the first ``num_heads`` heads: hidden (B, d) -> (heads, B, width) int64."""

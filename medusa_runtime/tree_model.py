@@ -70,6 +70,7 @@ class TreeModel(nn.Module):
         # The heads read what the output layer reads; catching it there holds for every architecture.
         self.catching = output.register_forward_pre_hook(self._catch_hidden)
         self._hidden: Tensor | None = None
+        self._own: Tensor | None = None  # (B, n) the columns of each sequence that logits are wanted of
         self.turn = RLock()  # held for a pass, and for a step: what a pass leaves here is one request's at a time
         self.triton = attention.triton_serves(self.device)
         self.graphs = self.device.type == "cuda" and self._in_one_place()
@@ -84,8 +85,13 @@ class TreeModel(nn.Module):
         super().__setstate__(state)
         self.turn = RLock()
 
-    def _catch_hidden(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        self._hidden = args[0]
+    def _catch_hidden(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        """Keep what the output layer reads; where each sequence has columns of its own, let it read those alone."""
+        hidden = self._hidden = args[0]
+        if self._own is None:
+            return None
+        at = self._own.to(hidden.device)
+        return hidden[torch.arange(len(at), device=at.device)[:, None], at], *args[1:]
 
     @property
     def device(self) -> torch.device:
@@ -126,10 +132,14 @@ class TreeModel(nn.Module):
         switch has those before it, and any other all that there are; None for no bound."""
         return self.rope_switch if self.rope_switch is not None and ceiling <= self.rope_switch else self.max_context
 
+    @property
+    def split_over_processes(self) -> bool:
+        """Whether several processes hold a share of some weight each (tensor parallel), so that all must take the same steps."""
+        return any(hasattr(w, "full_tensor") for w in self.base.parameters())
+
     def _in_one_place(self) -> bool:
         """Whether one device holds all weights whole: neither spread over devices, nor offloaded, nor split over processes."""
-        weights = list(self.base.parameters())
-        return len({w.device for w in weights}) == 1 and not any(hasattr(w, "full_tensor") for w in weights)
+        return len({w.device for w in self.base.parameters()}) == 1 and not self.split_over_processes
 
     def compile(self, **kwargs: Any) -> None:
         """Compile the pass over a tree with ``torch.compile``, once for each batch size and number of nodes; prompts are
@@ -152,10 +162,10 @@ class TreeModel(nn.Module):
         """Whether a step must not depend on what the host knows: where it is captured or compiled."""
         return self.graphs or self._tree_pass != self._pass
 
-    def new_cache(self, batch: int, capacity: int, static: bool = False) -> TreeCache:
-        """An empty KV cache of ``capacity`` slots for each of ``batch`` sequences."""
+    def new_cache(self, batch: int, capacity: int, static: bool = False, passing: bool = False) -> TreeCache:
+        """An empty KV cache of ``capacity`` slots for each of ``batch`` sequences; a ``passing`` one keeps nothing, for one pass."""
         layers = self.base.config.get_text_config().num_hidden_layers
-        return TreeCache(layers, capacity, batch, self.device, static, self.fixed, self.triton)
+        return TreeCache(layers, capacity, batch, self.device, static, self.fixed, self.triton, passing)
 
     def forward(
         self, tokens: Tensor, cache: TreeCache, context: AttentionContext, keep: Tensor | int = 0
@@ -165,10 +175,11 @@ class TreeModel(nn.Module):
         Args:
             tokens: (B, Q) int64, a tree's or, right-padded, prompts.
             context: of the cache's slots, and what each token may look at.
-            keep: columns to compute logits for, an index tensor; 0 for all.
+            keep: columns to compute logits for, an index tensor; 0 for all. (B, n): n of each sequence's own; hidden states are
+                then of all columns.
 
         Returns:
-            hidden (B, kept, d), what the output layer read; logits (B, kept, V).
+            hidden (B, kept, d), at what the output layer reads; logits (B, kept, V).
         """
         lengths = context.slots.lengths[:, None]
         if context.tree is None:
@@ -179,7 +190,12 @@ class TreeModel(nn.Module):
                 # No text reaches the nodes beyond: no position is used that does not exist.
                 positions = positions.clamp(max=room - 1)
         with self.turn:
-            return run(tokens, positions, cache, context, keep)
+            if isinstance(keep, Tensor) and keep.ndim == 2:
+                self._own, keep = keep, 0
+            try:
+                return run(tokens, positions, cache, context, keep)
+            finally:
+                self._own = None
 
     def _pass(
         self, tokens: Tensor, positions: Tensor, cache: TreeCache, context: AttentionContext, keep: Tensor | int

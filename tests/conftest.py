@@ -22,7 +22,8 @@ from medusa_runtime import CandidateTree, MedusaHeads, MedusaModel
 from medusa_runtime.heads.checkpoint import save_heads
 from medusa_tree.bundled import resolve_model
 from medusa_tree.devices.latency import LatencyGrid, LatencyPoint
-from medusa_tree.devices.measure import device_name, grid_trees
+from medusa_tree.devices.measure import device_name
+from medusa_tree.devices.sizes import grid_trees
 
 torch.set_num_threads(1)
 settings.register_profile("suite", deadline=None, max_examples=40, derandomize=True)

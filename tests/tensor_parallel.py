@@ -9,7 +9,8 @@ from conftest import BUSHY, random_prompts, tiny_heads, tiny_model
 from transformers import AutoModelForCausalLM
 
 from medusa_runtime import MedusaHeads, MedusaModel
-from medusa_runtime.processes import process_group
+from medusa_runtime.processes import agreed, process_group
+from medusa_tree.validation.reference import Reference
 
 
 def main(folder: str, told: str) -> None:
@@ -20,7 +21,10 @@ def main(folder: str, told: str) -> None:
     for name, heads in {"own": tiny_heads(tiny_model().base), "shared": shared}.items():
         model = MedusaModel(base, heads, name="split llama")
         texts[name] = model.generate(prompts, tree=BUSHY, max_new_tokens=16, eos_token_id=[]).tokens
-    (Path(told) / f"rank{torch.distributed.get_rank()}.json").write_text(json.dumps({"rows": split, **texts}))
+    rank = torch.distributed.get_rank()
+    wide = Reference(model).logits(prompts[0], 2)[1].tolist()
+    answer = {"rows": split, **texts, "wide": wide, "agreed": agreed(model, f"process {rank}")}
+    (Path(told) / f"rank{rank}.json").write_text(json.dumps(answer))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from conftest import BUSHY, random_prompts, tiny_base, tiny_heads, tiny_model
 from transformers import AutoModelForCausalLM
 
 from medusa_runtime import InputError, MedusaHeads, MedusaModel
+from medusa_tree.validation.reference import Reference
 
 PLACES = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu"}
 
@@ -47,7 +48,10 @@ def test_tensor_parallel_decodes_the_same(folder, tmp_path):
     assert done.returncode == 0, done.stderr[-6000:]
     told = [json.loads(f.read_text()) for f in files]
     prompts = random_prompts(3, seed=31)
-    want = tiny_model().generate(prompts, max_new_tokens=16).tokens
+    whole = tiny_model()
+    want, wide = whole.generate(prompts, max_new_tokens=16).tokens, Reference(whole).logits(prompts[0], 2)[1]
     for t in told:
         assert t["rows"] == 16  # of 32
         assert t["own"] == t["shared"] == want
+        assert t["agreed"] == "process 0"
+        torch.testing.assert_close(torch.tensor(t["wide"], dtype=torch.float64), wide)

@@ -1,25 +1,32 @@
 """Timing the grid on a clock of our own, whose true step latencies are known."""
 
 import itertools
+import json
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import BUSHY, HEADS, random_prompts, tiny_model
+from test_cli import run, unreached, words
 from test_plan import grid
 from test_search import random_trace
 
 from medusa_runtime import InputError
 from medusa_runtime.buffers import TreeBuffers
 from medusa_runtime.decode import prefill
+from medusa_runtime.processes import agreed
 from medusa_runtime.step import step
+from medusa_runtime.tree_model import TreeModel
 from medusa_tree.devices import measure as timing
+from medusa_tree.devices.latency import LatencyGrid
 from medusa_tree.devices.measure import BURST, CLEAR_AFTER, MIN_ROUNDS, ROUNDS, SELDOM, WARM, measure
 from medusa_tree.planning.budget import Budget
-from medusa_tree.planning.calibration import Calibration
+from medusa_tree.planning.calibration import Calibration, load_calibration
 from medusa_tree.planning.choose import contenders
 from medusa_tree.planning.plan import plan
+from medusa_tree.traces.tracefile import save_trace
 
 
 def true_cost(nodes, depth):
@@ -149,3 +156,140 @@ def test_timed_steps_leave_the_state_as_it_was():
     for was, now in zip(before, state.tensors(), strict=True):
         torch.testing.assert_close(now, was)
     assert state.cache.slots.known == (20, 20)
+
+
+@pytest.fixture
+def split(monkeypatch):
+    """All models as if each were a process's share of one."""
+    monkeypatch.setattr(TreeModel, "split_over_processes", True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+
+
+def test_processes_that_share_a_model_go_by_the_first_one_s_clock(monkeypatch, split):
+    """The second's machine is slower, so that by itself it would time fewer trees and rounds, and the other would wait forever."""
+    said = []
+
+    def first(model, value):
+        said.append(value)
+        return value
+
+    monkeypatch.setattr(timing, "agreed", first)
+    asked = {"rounds": 6, "contenders": lambda curve: (2, 2 if curve.plain.seconds < 0.02 else 8)}
+    clock = Clock(monkeypatch, slow=lambda r: 1 + 0.01 * r)
+    want = measure(tiny_model(), 8, progress=clock.tick, **asked)
+    answers = iter(said)
+    monkeypatch.setattr(timing, "agreed", lambda model, value: next(answers))
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=itertools.count(step=1000).__next__))
+    slow = Clock(monkeypatch, cost=lambda nodes, depth: 0.03 * (1 + 10 * nodes))
+    got = measure(tiny_model(), 8, progress=slow.tick, **asked)
+    assert next(answers, None) is None
+    assert got.device.startswith("2 x ")
+    assert got.points == want.points
+
+
+def test_what_is_agreed_on_is_the_first_process_s(monkeypatch):
+    """A model that a process holds whole has nothing to agree on, whatever group the process is in."""
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", unreached)
+    mine = object()
+    assert agreed(tiny_model(), mine) is mine
+
+    def broadcast(values, src):
+        values[:] = [f"{src}'s"]
+
+    monkeypatch.setattr(TreeModel, "split_over_processes", True)
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", broadcast)
+    assert agreed(tiny_model(), mine) == "0's"
+
+
+def test_a_load_is_not_left_out_where_others_may_wait(monkeypatch, split):
+    monkeypatch.setattr(timing, "agreed", lambda model, value: value)
+    clock, real = Clock(monkeypatch), timing.prefill
+
+    def prefill(model, prompts, *args, **kwargs):
+        if len(prompts) > 2:
+            raise InputError("out of memory")
+        return real(model, prompts, *args, **kwargs)
+
+    monkeypatch.setattr(timing, "prefill", prefill)
+    with pytest.raises(InputError, match="out of memory"):
+        measure(tiny_model(), 4, batches=(2, 64), rounds=3, progress=clock.tick, leave_out=unreached)
+
+
+@pytest.fixture
+def command(model, tmp_path):
+    return "measure", "--model", model, "--heads", model / "heads", "--device", "cpu", "-o", tmp_path / "latency.json"
+
+
+def test_what_measure_writes_is_what_plan_reads(command, model, made, tmp_path, steady):
+    out, trace = tmp_path / "latency.json", tmp_path / "trace.npz"
+    told = run(*command, "--batch", 1, "--batch", 2, "--batch", 2, "--context", 40, "--max-nodes", 16)
+    for said in ("batch 1, context 40", "batch 2, context 40", "over plain", "greedy", "Roofline fitted"):
+        assert said in words(told)
+    assert f"Next: medusa-tree plan trace.npz --latency {out}" in words(told)
+    data = json.loads(out.read_text())
+    assert LatencyGrid.from_json(data).loads() == [(1, 40), (2, 40)]
+    assert data["model"] == {"name": str(model), "commit": None}
+    assert data["heads"] == {"name": str(model / "heads"), "commit": None}
+    assert data["acceptance"] == {"rule": "greedy"}
+    assert {"torch", "medusa-tree"} <= set(data["versions"])
+    assert data["shape"] == load_calibration(made.with_name("tree.calibration.npz")).shape.to_json()
+
+    save_trace(trace, load_calibration(made.with_name("tree.calibration.npz")).trace)
+    planned = ("plan", trace, "--latency", out, "--max-memory", "1GB", "-o", tmp_path / "tree.json")
+    run(*planned)
+    points = json.loads((tmp_path / "tree.json").read_text())["operating_points"]
+    assert [(p["batch"], p["context"]) for p in points] == [(1, 40), (2, 40)]
+    assert "memory binds" in words(run(*planned, "--max-memory", "0.01MB", code=2))
+    run("report", tmp_path / "tree.json", "--calibration", trace, "--latency", out, "-o", tmp_path / "r.html")
+
+    out.write_text(json.dumps({**data, "shape": None}))
+    assert "shape is not known" in words(run(*planned, code=2))
+    out.write_text(json.dumps({**data, "shape": {**data["shape"], "layers": "two"}}))
+    assert 'latency.json: field "shape"' in words(run(*planned, code=2))
+
+
+def test_measure_times_real_steps(command, tmp_path, monkeypatch):
+    """And keeps an earlier file under a number."""
+    monkeypatch.setattr(timing, "SECONDS_A_LOAD", 0.0)
+    out = tmp_path / "latency.json"
+    out.write_text("mine")
+    told = run(*command, "--max-nodes", 4, "--acceptance", "typical", "--json")
+    assert json.loads(told.stdout) == json.loads(out.read_text())
+    assert (tmp_path / "latency.1.json").read_text() == "mine"
+    data = json.loads(out.read_text())
+    assert data["acceptance"]["rule"] == "typical"
+    room = 512 - timing.room_for(tiny_model(), 4)
+    assert {(p["batch"], p["context"]) for p in data["points"]} == {(1, room)}
+    assert f"At context {room}: " in words(told)
+    assert "has room for no more beside a tree of 4 nodes" in words(told)
+
+
+def test_measure_leaves_out_what_memory_does_not_suffice_for(command, monkeypatch, tmp_path):
+    monkeypatch.setattr(timing, "SECONDS_A_LOAD", 0.0)
+    real = timing.prefill
+
+    def prefill(model, prompts, *args, **kwargs):
+        if len(prompts) > 2:
+            raise InputError("out of memory")
+        return real(model, prompts, *args, **kwargs)
+
+    monkeypatch.setattr(timing, "prefill", prefill)
+    told = run(*command, "--max-nodes", 2, "--context", 8, "--batch", 2, "--batch", 64)
+    assert "Left out: batch 64, context 8: out of memory." in words(told)
+    assert {p["batch"] for p in json.loads((tmp_path / "latency.json").read_text())["points"]} == {2}
+
+
+@pytest.mark.parametrize(
+    ("args", "said", "loads"),
+    [
+        (("--context", 500), "--context 500: with a tree of 64 nodes", True),
+        (("--temperature", 2.0), "--temperature needs its rule", False),
+        (("-o", "/nowhere/l.json"), "does not exist", False),
+    ],
+)
+def test_measure_refuses_before_it_measures(command, tmp_path, monkeypatch, args, said, loads):
+    monkeypatch.setattr("medusa_tree.devices.measure.measure", unreached)
+    if not loads:
+        monkeypatch.setattr("medusa_runtime.model.MedusaModel.from_pretrained", unreached)
+    assert said in words(run(*command, *args, code=2))
+    assert list(tmp_path.iterdir()) == []

@@ -64,6 +64,13 @@ class TreeLayer(CacheLayerMixin):
         return self.slots.capacity
 
 
+class PassingLayer(TreeLayer):
+    """A layer that keeps nothing: for texts that go through in one pass, which see their own keys and values only."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return key_states, value_states
+
+
 class TreeCache(Cache):
     """KV cache of B sequences of different lengths, ``capacity`` slots each, nothing reallocated while decoding.
 
@@ -75,6 +82,7 @@ class TreeCache(Cache):
         layers: how many layers the model has.
         capacity: slots a sequence: prompt + new tokens + tree nodes.
         batch, device, static, fixed, triton: see :class:`Slots`.
+        passing: keep nothing, see :class:`PassingLayer`.
     """
 
     def __init__(
@@ -86,9 +94,11 @@ class TreeCache(Cache):
         static: bool = False,
         fixed: bool = False,
         triton: bool = False,
+        passing: bool = False,
     ) -> None:
         slots = Slots(capacity, batch, device, static, fixed, triton)
-        super().__init__(layers=[TreeLayer(slots, layers) for _ in range(layers)])
+        kind = PassingLayer if passing else TreeLayer
+        super().__init__(layers=[kind(slots, layers) for _ in range(layers)])
         self.slots = slots
         self._tables: list[tuple[Tensor, Tensor]] = []  # addresses of like tensors, and one of them
 
@@ -122,3 +132,18 @@ class TreeCache(Cache):
             for states in (layer.keys, layer.values):
                 by_slot = states.transpose(1, 2)
                 by_slot[target] = by_slot[source]
+
+    def put(self, rows: Tensor, other: TreeCache) -> None:
+        """Give sequences ``rows`` (R,) int64 the slots of another cache of R sequences; lengths are left as they are."""
+        for mine, theirs in zip(self.layers, other.layers, strict=True):
+            at = rows.to(mine.keys.device)
+            mine.keys[at, :, : other.slots.capacity] = theirs.keys
+            mine.values[at, :, : other.slots.capacity] = theirs.values
+
+    def narrow(self, rows: Tensor) -> None:
+        """Keep these sequences alone, ``rows`` (R,) int64; a layer at a time, so that what is let go makes room for what is kept."""
+        for layer in self.layers:
+            at = rows.to(layer.keys.device)
+            layer.keys, layer.values = layer.keys[at], layer.values[at]
+        self.slots.narrow(rows)
+        self._tables = []  # addresses of what was let go

@@ -48,6 +48,12 @@ class Slots:
         self._copies.clear()
         self.known = (min(lengths), max(lengths))
 
+    def narrow(self, rows: Tensor) -> None:
+        """Go on with these sequences alone, ``rows`` (R,) int64."""
+        self.lengths = self.lengths[rows]
+        self._copies.clear()
+        self._rows.clear()
+
     def advance(self, emitted: Tensor) -> None:
         """Count the tokens that a step left in the cache, ``emitted`` (B,), on the device."""
         self.lengths += emitted

@@ -1,4 +1,4 @@
-"""What several commands share: options that travel together, consoles, progress bars, and what is said of outputs."""
+"""What several commands share: options that travel together, consoles, progress, and what is said of outputs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from medusa_tree.progress import Report
 
 FILE = click.Path(path_type=Path, dir_okay=False)
+FOLDER = click.Path(path_type=Path, file_okay=False)
 COUNT = click.IntRange(min=1)
 NODES = click.IntRange(1, 1 << 14)  # sixteen times the largest tree that anyone verifies; a planner has to end
 SEED = click.IntRange(min=0)
@@ -44,46 +45,42 @@ def together(kind: type, name: str, *options: Callable[[Command], Command]) -> C
     return decorate
 
 
+def leads() -> bool:
+    """Whether this is the first of the processes that torchrun started together, or the only one there is: the one that prints,
+    and writes what all have made."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def stderr() -> Console:
-    """For people: progress and notes. Standard output is for results."""
+    """For people: progress and notes, of the first process. Standard output is for results."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, quiet=not leads())
 
 
 def stdout() -> Console:
+    """For results, of the first process."""
     from rich.console import Console
 
-    return Console(highlight=False)
+    return Console(highlight=False, quiet=not leads())
 
 
 @contextmanager
 def progress_bars() -> Iterator[Report]:
-    """Bars on standard error, each with a count, the time taken and an ETA: told of a stage, how much of it is done, and of how
-    many, the first time it begins."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TaskID,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    """Told of a stage, how much of it is done, and of how many, the first time it begins: bars on standard error, or where that
+    is no terminal, lines (:mod:`medusa_tree.cli.progress`). Of processes that work together the first one shows its own."""
+    from medusa_tree.progress import unseen
 
-    columns = (
-        TextColumn("{task.description:<28}"), BarColumn(bar_width=30), MofNCompleteColumn(),
-        TextColumn("elapsed"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=stderr()) as progress:
-        stages: dict[str, TaskID] = {}
+    from .progress import bars, lines
 
-        def report(stage: str, done: int, total: int) -> None:
-            if stage not in stages:
-                stages[stage] = progress.add_task(stage, total=total)
-            progress.update(stages[stage], completed=done)
-
-        yield report
+    console = stderr()
+    if not leads():
+        yield unseen
+    elif console.is_terminal:
+        with bars(console) as report:
+            yield report
+    else:
+        yield lines(partial(console.print, markup=False, soft_wrap=True))
 
 
 def warn_of_another_point(point: OperatingPoint, batch: int, context: int | None, done: str) -> None:

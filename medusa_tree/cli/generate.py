@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from .acceptance import Acceptance, acceptance_options, with_seed
-from .common import COUNT, FILE, stderr
+from .common import COUNT, FILE, leads, stderr
 from .model import ModelSource, model_options
 
 
@@ -32,29 +32,32 @@ def generate(
     from medusa_tree.profiling.corpus import Prompt
     from medusa_tree.profiling.tokens import tokenize
 
+    source.check_one_work()
     contents = read_tree(tree_json) if tree_json else CandidateTree()
     rule = accepting.rule(seed or 0) or (contents.acceptance if isinstance(contents, TreeFile) else GREEDY)
     rule = with_seed(rule, seed, "add --acceptance sample")
     loaded = source.load(require_heads=tree_json is not None)
-    from medusa_runtime.decode import stream, tree_for
+    from medusa_runtime.decode import draw_streams, stream, tree_for
+    from medusa_runtime.processes import agreed
 
     tokenizer = loaded.tokenizer
     rows = tokenize([Prompt(prompt, "prompt", chat)], tokenizer)
     tree = tree_for(contents, rows, max_new_tokens)
+    streams = agreed(loaded, draw_streams(rule, len(rows)))
     new: list[int] = []
     steps, shown = 0, ""
     begin = time.perf_counter()
-    click.echo(prompt, nl=False)
-    for (added,) in stream(loaded, rows, tree, max_new_tokens, rule=rule):
+    _show(prompt)
+    for (added,) in stream(loaded, rows, tree, max_new_tokens, rule=rule, streams=streams):
         new += added
         steps += 1
         text = tokenizer.decode(new, skip_special_tokens=True)
         if not text.endswith("\ufffd"):  # half a character: wait for the rest
-            click.echo(text[len(shown) :], nl=False)
+            _show(text[len(shown) :])
             shown = text
     seconds = time.perf_counter() - begin
     # What is left, a character that was never finished, too.
-    click.echo(tokenizer.decode(new, skip_special_tokens=True)[len(shown) :])
+    _show(tokenizer.decode(new, skip_special_tokens=True)[len(shown) :] + "\n")
     stderr().print(
         f"{len(new)} tokens in {seconds:.2f} s, {len(new) / seconds:.0f} tokens/s; {steps} steps, {len(new) / steps:.2f} tokens a step"
         + (f", tree of {tree.nodes} nodes" if tree.nodes else ", plain decoding")
@@ -62,3 +65,9 @@ def generate(
         style="dim",
         soft_wrap=True,
     )
+
+
+def _show(text: str) -> None:
+    """More of the text, as it is made, by the first process."""
+    if leads():
+        click.echo(text, nl=False)

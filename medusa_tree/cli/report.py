@@ -50,7 +50,9 @@ def _read(where: Path, latency: Path | None, contents: TreeFile, tree: Path) -> 
     if "modelled" in contents.provenance:
         roofline = Roofline.from_json(contents.provenance["modelled"], f'{tree}: field "provenance", "modelled"')
         return Calibration(trace, roofline, made, roofline.shape)
-    grid = grid if latency is None else read_grid(latency)
+    if latency is not None:
+        grid, its_shape = read_grid(latency)
+        shape = shape or its_shape
     if grid is None:
         raise InputError(f"{where}: a rank trace has no step latency; give the file it was planned with, by --latency")
     return Calibration(trace, grid, made, shape)

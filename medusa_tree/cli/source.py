@@ -72,7 +72,9 @@ def read_source(
     source.check()
     trace, measured, made, shape = read_parts(path)
     if source.latency is not None:
-        measured = read_grid(source.latency)
+        measured, its_shape = read_grid(source.latency)
+        shape = shape or its_shape
+        made = made | {"device": measured.device} if "device" in made else made
     if source.device_model is not None:
         roofline = _model(source.device_model, source, trace, measured, shape, max_nodes)
         of = {} if source.config is None else {"shape": f"of {source.config.name}"}
@@ -85,22 +87,27 @@ def read_source(
 
 
 def read_parts(path: Path) -> tuple[RankTrace, LatencyGrid | None, dict[str, Any], ModelShape | None]:
-    """A calibration's trace, grid, provenance and shape; or a rank trace, whose latency and shape nobody measured."""
+    """A calibration's trace, grid, provenance and shape; or a rank trace, whose latency and shape nobody measured, with the provenance
+    that it may have."""
     from medusa_tree.planning.calibration import load_calibration
-    from medusa_tree.traces.tracefile import load_arrays, read_trace
+    from medusa_tree.traces.tracefile import load_arrays, provenance_of, read_trace
 
     if path.suffix == ".npz" and "meta" in load_arrays(path):
         made = load_calibration(path)
         return made.trace, made.grid, made.provenance, made.shape
-    return read_trace(path), None, {"trace": path.name}, None
+    return read_trace(path), None, provenance_of(path) or {"trace": path.name}, None
 
 
-def read_grid(path: Path) -> LatencyGrid:
-    """A grid from a --latency file."""
+def read_grid(path: Path) -> tuple[LatencyGrid, ModelShape | None]:
+    """A grid from a --latency file, and the shape of the model that it was measured with, where it says."""
     from medusa_runtime.reading import read_json
     from medusa_tree.devices.latency import LatencyGrid
+    from medusa_tree.devices.shape import ModelShape
 
-    return LatencyGrid.from_json(read_json(path), str(path))
+    said = read_json(path)
+    grid = LatencyGrid.from_json(said, str(path))
+    shape = said.get("shape")
+    return grid, None if shape is None else ModelShape.from_json(shape, f'{path}: field "shape"')
 
 
 def _model(

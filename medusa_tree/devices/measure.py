@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,19 +18,15 @@ from medusa_runtime.decode import Readback, prefill, steps_ahead, stop_tokens
 from medusa_runtime.errors import InputError
 from medusa_runtime.graph import Step, stepper
 from medusa_runtime.model import MedusaModel
+from medusa_runtime.processes import agreed
 from medusa_runtime.step import State
 from medusa_runtime.tree import CandidateTree
 
 from ..progress import Progress
-from ..search.order import greedy_order, product_frequencies
 from .latency import LatencyCurve, LatencyGrid, LatencyPoint, Load
 from .shape import ModelShape
+from .sizes import grid_trees
 
-# Among them the sizes at which N + 1 rows fill a tile of 16, 32, 64, ... and the ones behind, where latency may step up.
-SIZES = (
-    1, 2, 3, 4, 6, 8, 12, 15, 16, 20, 24, 31, 32, 40, 48, 63, 64, 80, 96, 127, 128, 160, 192, 255, 256, 320, 384, 511, 512, 768,
-    1023, 1024,
-)  # fmt: skip
 ROUNDS = 16
 WARM = 3  # steps before the first round, of which the first is not counted
 NO_TOKEN, ENDLESS = -1, 1 << 40
@@ -46,31 +42,23 @@ Contenders = Callable[
 ]  # latency at a load -> the least and most nodes of what may be the fastest
 
 
-def bushy_tree(nodes: int, depth: int, width: int) -> CandidateTree | None:
-    """A tree of just this size, depth and at most ``width`` ranks, shaped like a planned one; None if there is none.
-
-    A step's time depends on how many nodes and heads it has, not on which ones.
-    """
-    typical = 0.5 ** np.arange(1, width + 1) * np.ones((depth, 1))
-    order, _ = greedy_order(product_frequencies(typical), nodes)
-    chain = [(0,) * d for d in range(1, depth + 1)]
-    rest = [p for p in order if p not in chain]
-    if len(chain) > nodes or len(chain) + len(rest) < nodes:
-        return None
-    return CandidateTree((*chain, *rest[: nodes - depth]))
-
-
-def grid_trees(max_nodes: int, heads: int, width: int) -> list[CandidateTree]:
-    """Plain decoding, then every size at full depth, and some at depth 1 or 2, for what a head costs."""
-    sizes = [n for n in SIZES if n < max_nodes] + [max_nodes]
-    deep = [bushy_tree(n, min(n, heads), width) for n in sizes]
-    shallow = [bushy_tree(n, d, width) for n in sizes[::2] for d in (1, 2) if d < min(n, heads)]
-    return [CandidateTree(), *(t for t in deep + shallow if t is not None)]
-
-
 def room_for(model: MedusaModel, max_nodes: int) -> int:
     """Cache slots that timing needs behind the context."""
     return BURST * (1 + model.num_heads) + max_nodes + 1
+
+
+def timed_contexts(model: MedusaModel, asked: Sequence[int], usual: int, max_nodes: int) -> tuple[int, ...]:
+    """The contexts to time at, each once, all of which leave room for timing: those asked for, or the ``usual`` one, cut to the room.
+
+    Raises:
+        InputError: one asked for does not.
+    """
+    room = max(1, (model.max_context or 1 << 30) - room_for(model, max_nodes))
+    if asked and (longest := max(asked)) > room:
+        raise InputError(
+            f"--context {longest}: with a tree of {max_nodes} nodes {model.name} has room for {room}; give less"
+        )
+    return tuple(dict.fromkeys(asked)) or (min(usual, room),)
 
 
 def device_name(device: torch.device) -> str:
@@ -83,6 +71,15 @@ def device_name(device: torch.device) -> str:
     except (OSError, StopIteration):
         name = platform.processor() or platform.machine()
     return f"{name} ({torch.get_num_threads()} threads)"
+
+
+def place_name(model: MedusaModel) -> str:
+    """What people call the devices that a model's weights stand on, equal ones by their number: "2 x NVIDIA H100 80GB HBM3"."""
+    if model.split_over_processes:
+        return f"{torch.distributed.get_world_size()} x {device_name(model.device)}"
+    devices = dict.fromkeys(w.device for w in model.base.parameters())
+    names = Counter("offloaded" if d.type == "meta" else device_name(d) for d in devices)
+    return " + ".join(f"{n} x {name}" if n > 1 else name for name, n in names.items())
 
 
 def synchronize(device: torch.device) -> None:
@@ -141,6 +138,8 @@ def measure(
     No step emits more than 1 + H tokens, so a tree whose step takes over 1 + H times plain decoding's cannot win,
     nor can a larger one: a load's sizes end there.
 
+    Processes that a model is split over all go by the first one's clock, and have the same grid in the end.
+
     Args:
         max_nodes: largest tree.
         candidates: K, the most ranks a head that a tree will use.
@@ -149,7 +148,8 @@ def measure(
         rule: how tokens are accepted, which takes its time, too.
         contenders: the smallest and the largest size that may be the fastest, by what is known of the latency at a load
             (:func:`medusa_tree.planning.choose.contenders`); by default all may.
-        leave_out: told of a load for which memory does not suffice, if any other does; by default that is an error.
+        leave_out: told of a load for which memory does not suffice, if any other does; by default, and where the model is split
+            over processes, that is an error.
         progress: called with how many of the ``rounds`` rounds a load are done since it was last called.
     """
     trees = grid_trees(max_nodes, model.num_heads, min(candidates, model.medusa_heads.rows))
@@ -160,14 +160,14 @@ def measure(
     for load in [(b, c) for b in batches for c in contexts]:
         try:
             timed, seconds = _time_load(job, load)
-        except InputError as error:
-            if leave_out is None or not points:
+        except InputError as error:  # one of several processes that run out of memory has left the others inside a step
+            if leave_out is None or not points or model.split_over_processes:
                 raise
             leave_out(load, error)
             progress(rounds)
         else:
             points += _points(timed, load, seconds)
-    return LatencyGrid(tuple(points), device_name(model.device), model.dtype_name, gpu=model.device.type == "cuda")
+    return LatencyGrid(tuple(points), place_name(model), model.dtype_name, gpu=model.device.type == "cuda")
 
 
 @dataclass(frozen=True)
@@ -210,8 +210,9 @@ def _time_load(job: _Job, load: Load) -> tuple[list[CandidateTree], npt.NDArray[
         for i in job.rng.permutation(len(steps)):
             if i in always or r % SELDOM == 0:
                 seconds[r, :, i] = time_steps(steps[i], state, context, job.most, BURST)
+        seconds[r], elapsed = agreed(model, (seconds[r], time.perf_counter() - begin))
         job.progress(1)
-        if r + 1 >= MIN_ROUNDS and time.perf_counter() - begin > SECONDS_A_LOAD:
+        if r + 1 >= MIN_ROUNDS and elapsed > SECONDS_A_LOAD:
             job.progress(job.rounds - r - 1)
             return timed, seconds[: r + 1]
     return timed, seconds
@@ -248,7 +249,7 @@ def _warm_up(job: _Job, state: State, context: int) -> dict[int, Step]:
     for i in sorted(range(len(job.trees)), key=lambda i: (job.trees[i].nodes, -job.trees[i].depth)):
         buffers = TreeBuffers.of(job.trees[i], job.model.device)
         runs[i] = stepper(job.model, state, buffers, job.rule, runs.values())
-        warm = time_steps(runs[i], state, context, job.most, WARM)[1:].min()
+        warm = agreed(job.model, time_steps(runs[i], state, context, job.most, WARM)[1:].min())
         if buffers.nodes == 0:
             plain = warm
         elif warm > 1.5 * job.most * plain:  # half as much again: warm steps are noisy figures

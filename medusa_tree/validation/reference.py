@@ -41,7 +41,8 @@ class Reference:
                 f"{model.name}: its device_map has offloaded weights, so texts cannot be judged; load it whole, on a larger device or on the CPU"
             )
         size = sum(t.numel() for t in held.values()) * self.dtype.itemsize
-        spread = len({t.device for t in held.values()}) > 1  # over several devices: each weight stays where it is
+        # Over several devices or processes each weight stays where it is.
+        spread = len({t.device for t in held.values()}) > 1 or model.split_over_processes
         self.device = model.device if spread else _room_for(size, model)
         with out_of_memory(f"the weights of {model.name} in {self.name} take {size / 2**30:.2f} GiB", self.device):
             self.weights = {

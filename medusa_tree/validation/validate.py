@@ -13,7 +13,7 @@ from medusa_runtime.model import MedusaModel
 from medusa_runtime.tree import CandidateTree
 from medusa_runtime.treefile import Estimate, OperatingPoint
 
-from ..devices.measure import device_name
+from ..devices.measure import place_name
 from ..progress import Report, counted, unseen
 from ..traces.bootstrap import bootstrap, rate_ratio, ratio_interval
 from ..traces.replay import Replay
@@ -91,7 +91,7 @@ def validate(
         step_latency_ms={name: _ratio(1e3 * seconds[name], steps[name]) for name in runs},
         tokens_per_s={name: _ratio(tokens[name], seconds[name]) for name in runs},
         speedup=Estimate(*rate_ratio(tokens["tree"], seconds["tree"], tokens["plain"], seconds["plain"])),
-        device=device_name(model.device),
+        device=place_name(model),
         dtype=model.dtype_name,
     )
 
@@ -124,7 +124,7 @@ def _plainly_again(
         try:
             texts += generate(model, part, PLAIN, max_new_tokens, rule=rule, streams=own).tokens
         except InputError:  # out of memory: fewer will do
-            if size <= 2:
+            if size <= 2 or model.split_over_processes:  # another process may have had enough, and waits
                 raise
             size //= 2
             continue
