@@ -5,8 +5,9 @@ The file keeps its provenance as it is, whatever stands in it: a tree from anoth
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -56,14 +57,21 @@ class Model:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The prompts calibrated on, and which of them were held out."""
+    """The prompts calibrated on, of several corpora the first ``of_each`` or all, and which of them were held out. ``source``: whose
+    text it is: "prompts", which the model answered then and there; given "answers", "reference text", or several "runs"."""
 
-    name: Text
+    name: Text | tuple[Text, ...]
     prompts: Whole
     digest: Text
     held_out: Share
     seed: Annotated[Integer, Field(ge=0)]
     max_new_tokens: Whole
+    of_each: Whole | None = None
+    source: Text = "prompts"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name,) if isinstance(self.name, str) else self.name
 
 
 @dataclass(frozen=True)
@@ -97,3 +105,21 @@ def calibrated(contents: TreeFile, where: str) -> Calibrated:
         f'{where}: field "provenance"',
         "write the file again with medusa-tree calibrate",
     )
+
+
+def differ(now: str, then: str) -> bool:
+    """Whether two digests are of other weights; of two kinds, as where weights are kept on disk, nothing can be said."""
+    return now != then and now.partition(":")[0] == then.partition(":")[0]
+
+
+@dataclass(frozen=True)
+class _With:
+    model: Model
+    heads: Named
+
+
+def profiled_with(provenance: Mapping[str, Any], where: str) -> tuple[Model, Named]:
+    """The model that a trace was taken with, and its heads, by its provenance; InputError, which names ``where``, where that does
+    not say."""
+    said = read_as(_With, provenance, f"{where}: provenance", "name the model with --model and --heads")
+    return said.model, said.heads

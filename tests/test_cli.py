@@ -35,7 +35,7 @@ def run(*args, code=0):
     return result
 
 
-def calibrate(model):
+def calibrate(model, corpus=None):
     return (
         "calibrate",
         "--model",
@@ -43,7 +43,7 @@ def calibrate(model):
         "--heads",
         model / "heads",
         "--corpus",
-        model / "corpus.txt",
+        corpus or model / "corpus.txt",
         "--max-new-tokens",
         24,
         "--device",
@@ -323,11 +323,14 @@ def test_an_export_of_another_load_than_asked_for_says_so(tmp_path):
 
 
 def test_validate_notices_a_changed_corpus(made, model, tmp_path):
+    """Where it needs it: the calibration that lies beside a tree knows the prompts' tokens."""
     corpus = model / "corpus.txt"
     text = corpus.read_text()
+    shutil.copy(made, tmp_path / "alone.json")
     try:
         corpus.write_text(text.replace("5", "6"))
-        assert "has changed since" in run("validate", made, code=2).output
+        assert "has changed since" in run("validate", tmp_path / "alone.json", code=2).output
+        assert "6 of 6 prompts are token for token the plain text" in words(run("validate", made))
     finally:
         corpus.write_text(text)
 
@@ -458,7 +461,7 @@ def test_an_interrupt_leaves_nothing_half_written(model, tmp_path):
     many = corpus(tmp_path, "many.txt", "\n".join(f"{3 + i % 40} {5 + i % 9}" for i in range(3_000)))
     out = tmp_path / "out"
     out.mkdir()
-    args = [*calibrate(model), "--corpus", many, "--max-new-tokens", "400", "-o", out / "t.json"]
+    args = [*calibrate(model, many), "--max-new-tokens", "400", "-o", out / "t.json"]
     process = subprocess.Popen(
         [sys.executable, "-m", "medusa_tree", *map(str, args)],
         stderr=subprocess.PIPE,
@@ -477,7 +480,9 @@ def test_an_interrupt_leaves_nothing_half_written(model, tmp_path):
     assert process.wait(timeout=30) == 1
     assert "Aborted!" in rest
     assert "Traceback" not in rest
-    assert list(out.iterdir()) == []
+    assert [p.name for p in out.iterdir()] == ["t.run"], "what was done whole, to go on with"
+    assert "Go on by the same command" in rest
+    assert not list((out / "t.run").glob(".*.tmp"))
 
 
 @pytest.fixture(scope="module")
@@ -498,11 +503,11 @@ def unreached(*args, **kwargs):
 
 
 def test_a_token_that_the_model_does_not_have_is_refused_before_the_work(more_tokens, made, tmp_path, monkeypatch):
-    monkeypatch.setattr("medusa_tree.profiling.calibrate.take_trace", unreached)
+    monkeypatch.setattr("medusa_tree.profiling.calibrate.profile_run", unreached)
     monkeypatch.setattr("medusa_tree.validation.validate.timed_run", unreached)
     path = corpus(tmp_path, "c.txt", "3 4\n5 new 6\n7 8\n")
     table = "line 2: has token 48, and the embedding table of"
-    refused = run(*calibrate(more_tokens), "--corpus", path, "-o", tmp_path / "t.json", code=2)
+    refused = run(*calibrate(more_tokens, path), "-o", tmp_path / "t.json", code=2)
     assert table in words(refused)
     at = ("--model", more_tokens, "--heads", more_tokens / "heads")
     assert table in words(run("validate", made, *at, "--corpus", path, code=2))
@@ -526,7 +531,7 @@ def test_prompts_that_are_cut_are_counted_said_and_recorded(tmp_path):
     lines = [f"{3 + i} {4 + i} {5 + i}" for i in range(10)] + [f"{3 + i} " * 505 for i in range(2)]
     path = corpus(tmp_path, "c.txt", "\n".join(lines))
     out = tmp_path / "t.json"
-    told = words(run(*calibrate(model), "--corpus", path, "--max-new-tokens", 8, "--max-nodes", 4, "-o", out))
+    told = words(run(*calibrate(model, path), "--max-new-tokens", 8, "--max-nodes", 4, "-o", out))
     said = "2 of 12 prompts are longer than the 500 tokens that the model has room for beside new ones; their beginnings were cut."
     assert told.count(said) == 1
     assert json.loads(out.read_text())["provenance"]["corpus"]["cut"] == 2
@@ -536,13 +541,13 @@ def test_prompts_that_are_cut_are_counted_said_and_recorded(tmp_path):
 
 
 def test_a_chat_without_a_template_is_refused_by_every_command(model, made, tmp_path, monkeypatch):
-    monkeypatch.setattr("medusa_tree.profiling.calibrate.take_trace", unreached)
+    monkeypatch.setattr("medusa_tree.profiling.calibrate.profile_run", unreached)
     turns = [json.dumps({"turns": [f"{i} 4"]}) for i in range(3, 9)]
     path = corpus(tmp_path, "c.jsonl", "\n".join(turns))
     refused = "is a conversation, but the tokenizer has no chat template"
     given = "give plain text: a line of a .txt"
     for args in (
-        (*calibrate(model), "--corpus", path, "-o", tmp_path / "t.json"),
+        (*calibrate(model, path), "-o", tmp_path / "t.json"),
         ("validate", made, "--corpus", path),
         ("generate", "3 4", "--chat", "--model", model),
     ):
@@ -553,7 +558,7 @@ def test_a_chat_without_a_template_is_refused_by_every_command(model, made, tmp_
 
 
 def test_a_folder_that_cannot_be_written_to_is_refused_before_the_work(model, tmp_path, monkeypatch):
-    monkeypatch.setattr("medusa_tree.profiling.calibrate.take_trace", unreached)
+    monkeypatch.setattr("medusa_tree.profiling.calibrate.profile_run", unreached)
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert "cannot be written to" in words(run(*calibrate(model), "-o", tmp_path / "t.json", code=2))
 
@@ -577,7 +582,7 @@ def test_a_chat_corpus_goes_through_the_template(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(data_path("demo", "model"))
     tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
     ids = tokenize(prompts, tokenizer, 100)
-    assert tokenizer.decode(ids[1]) == "<user>asked<assistant>"
+    assert tokenizer.decode(ids[1]) == "<system>s<user>asked<assistant>"
     assert tokenizer.decode(ids[3]) == "raw"
 
 

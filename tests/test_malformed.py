@@ -159,7 +159,7 @@ def short(monkeypatch):
     def reached(*args, **kwargs):
         raise InputError("reached")
 
-    monkeypatch.setattr("medusa_tree.profiling.calibrate.take_trace", reached)
+    monkeypatch.setattr("medusa_tree.profiling.calibrate.profile_run", reached)
     monkeypatch.setattr("medusa_tree.training.run.fit", reached)
     monkeypatch.setattr("medusa_tree.cli.finish.plan_plot", lambda calibration, curves, rows, path: path.touch())
 

@@ -217,7 +217,7 @@ def test_every_file_is_judged_before_the_model_answers_anything(tmp_path, base, 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens(["new"])
     tokenizer.save_pretrained(folder)
-    monkeypatch.setattr("medusa_tree.training.distill._generate", lambda *args: pytest.fail("it answers already"))
+    monkeypatch.setattr("medusa_tree.training.distill._texts", lambda *args: pytest.fail("it answers already"))
     given = {"--data": folder / "prompts.jsonl"}
     for name, text in files.items():
         (tmp_path / name).write_text(text)

@@ -1,5 +1,6 @@
 """Training: the losses against plain ones, the stages, resuming, two processes, and answers that go on where they were."""
 
+import copy
 import json
 import os
 import subprocess
@@ -496,19 +497,19 @@ def test_answers_go_on_where_they_were_killed_and_come_out_the_same(tmp_path, ti
     answer(*tiny, prompts(), whole, **how)
 
     def kill(done):
-        if done == 3 and (parts / "answers-0.jsonl").stat().st_size:
+        if done == 3 and list(parts.glob("answers-*.npz")):
             raise Killed
 
     with pytest.raises(Killed):
         answer(*tiny, prompts(), parts, progress=kill, **how)
-    with (parts / "answers-0.jsonl").open("a") as file:
-        file.write('{"row": 99, "gro')  # killed while it wrote
+    (parts / ".answers-00002.npz.x.tmp").mkdir()  # killed while it wrote
     told = []
     answer(*tiny, prompts(), parts, progress=told.append, process=(0, 2), **how)
-    answer(*tiny, prompts(), parts, progress=told.append, process=(1, 2), **how)
     assert told[0] == 3
+    assert sum(told) == 10, "who is alone does it all"
+    answer(*tiny, prompts(), parts, progress=told.append, process=(1, 2), **how)
     for folder in (whole, parts):
-        join_answers(folder, folder / "answers.jsonl")
+        join_answers(folder, prompts(), folder / "answers.jsonl")
     assert (whole / "answers.jsonl").read_text() == (parts / "answers.jsonl").read_text()
     assert is_answers(whole / "answers.jsonl")
     rows = read_rows(whole / "answers.jsonl", tiny[1], 100)
@@ -521,7 +522,7 @@ def test_answers_go_on_where_they_were_killed_and_come_out_the_same(tmp_path, ti
                 ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False, pad_token_id=0
             )
             assert row.ids == alone[0].tolist()
-    with pytest.raises(InputError, match="made with other max_new_tokens"):
+    with pytest.raises(InputError, match="was begun with --max-new-tokens 6, not 7"):
         answer(*tiny, prompts(), parts, **{**how, "max_new_tokens": 7})
 
 
@@ -529,13 +530,37 @@ def test_answers_go_on_where_they_were_killed_and_come_out_the_same(tmp_path, ti
 def test_answers_are_the_text_that_decoding_verifies_whatever_the_model_says(tmp_path, tiny, temperature):
     base, own = tiny_base("llama"), {"repetition_penalty": 5.0, "top_k": 1, "min_p": 0.9}
     base.generation_config.update(**own)
-    folder = tmp_path / "made" / "here"
+    base.train()
+    frozen = next(base.parameters()).requires_grad_(False)
+    folder, attention = tmp_path / "made" / "here", base.config._attn_implementation
     answer(base, tiny[1], prompts(), folder, max_new_tokens=12, temperature=temperature, process=(1, 2), batch_size=4)
-    assert not (folder / "answers.json").exists(), "the first process's to write; another may be there before it"
     assert {k: getattr(base.generation_config, k) for k in own} == own
-    made = [json.loads(line) for line in (folder / "answers-1.jsonl").read_text().splitlines()]
+    assert base.config._attn_implementation == attention
+    assert base.training
+    assert [p.requires_grad for p in base.parameters()] == [p is not frozen for p in base.parameters()]
+    assert not base.get_output_embeddings()._forward_pre_hooks
+    join_answers(folder, prompts(), folder / "answers.jsonl")
+    made = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
     plain = MedusaModel(base).generate([m["prompt_ids"] for m in made], max_new_tokens=12).tokens
     assert ([m["response_ids"] for m in made] == plain) == (temperature == 0)
+
+
+def test_what_the_user_says_next_stands_behind_the_model_s_answer(tmp_path, tiny):
+    base, tokenizer = tiny
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    asked = [Prompt("5 6", "a", chat=True, later=("7 8", "9")), Prompt("11 12", "b", chat=True)]
+    answer(base, tokenizer, asked, tmp_path, max_new_tokens=5)
+    join_answers(tmp_path, asked, tmp_path / "answers.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert [(row["row"], row["group"]) for row in rows] == [(0, "a"), (0, "a"), (0, "a"), (1, "b")]
+    first, second, third = rows[:3]
+
+    def said(row):
+        return tokenizer(tokenizer.decode(row["response_ids"], skip_special_tokens=True))["input_ids"]
+
+    assert second["prompt_ids"] == [*first["prompt_ids"], *said(first), 7, 8]
+    assert third["prompt_ids"] == [*second["prompt_ids"], *said(second), 9]
 
 
 def test_prompts_that_cannot_be_answered_are_refused(tmp_path, tiny):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,50 +12,28 @@ import click
 
 from .acceptance import Acceptance, acceptance_options
 from .budget import Bounds, budget_options
-from .common import COUNT, FILE, SEED, progress_bars, stderr, together, warn_of_cut_prompts
-from .model import ModelSource, model_options
+from .common import COUNT, FILE, leads, progress_bars, stderr
+from .model import ModelSource, model_options_of
+from .prompts import Prompts, make_job, profiling_options
 
 if TYPE_CHECKING:
-    from medusa_runtime.acceptance.rules import Rule
+    from medusa_runtime.model import MedusaModel
+    from medusa_tree.planning.budget import Budget
+    from medusa_tree.planning.calibrated import Calibrated, Timed
     from medusa_tree.planning.calibration import Calibration
-    from medusa_tree.profiling.job import Profiling
+    from medusa_tree.profiling.job import Timing
+    from medusa_tree.profiling.run import Job
     from medusa_tree.traces.trace import RankTrace
 
-
-@dataclass(frozen=True)
-class Prompts:
-    """The options that say what to profile."""
-
-    corpus: str
-    prompts: int | None
-    max_new_tokens: int
-    held_out: float
-    candidates: int
-    seed: int
-
-    def profiling(self, rule: Rule) -> Profiling:
-        """What they ask for, with text made by the rule."""
-        from medusa_tree.profiling.job import Profiling
-
-        return Profiling(
-            self.corpus, self.prompts, self.max_new_tokens, self.held_out, self.candidates, self.seed, rule
-        )
-
-
-profiling_options = together(
-    Prompts,
-    "asked",
-    click.option("--corpus", default="demo", show_default=True, help="Prompts: .jsonl, .json or one a line; hf:OWNER/NAME[:SPLIT]; 'demo' is Python code."),
-    click.option("--prompts", type=click.IntRange(min=2), help="Use only the first N prompts.  [default: all]"),
-    click.option("--max-new-tokens", type=COUNT, default=128, show_default=True, help="Tokens to generate a prompt."),
-    click.option("--held-out", type=float, default=0.25, show_default=True, help="Fraction of prompts kept for the reported figures."),
-    click.option("--candidates", type=COUNT, default=10, show_default=True, help="Ranks kept a head."),
-    click.option("--seed", type=SEED, default=0, show_default=True, help="Draws the held-out prompts, and samples."),
+# What a trace was taken with is not to be chosen again.
+OF_PROFILING = (
+    "corpus", "answers", "reference_text", "prompts", "max_new_tokens", "held_out", "candidates", "batch_tokens", "acceptance",
+    "temperature", "top_p", "top_k", "min_p", "epsilon", "delta",
 )  # fmt: skip
 
 
 @click.command()
-@model_options
+@model_options_of(required=False)
 @profiling_options
 @budget_options(64, "64")
 @click.option(
@@ -67,54 +46,132 @@ profiling_options = together(
     help="Tokens in the cache when timing; repeat for several.  [default: the prompts' own middle]",
 )
 @acceptance_options
+@click.option(
+    "--profile",
+    "profiled",
+    type=click.Path(path_type=Path),
+    help="Ranks from this run or trace; profile nothing.",
+)
+@click.option("--latency", type=FILE, help="Step latency from this file, as 'measure' writes it; time nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 @click.option(
     "-o", "--output", type=FILE, default=Path("tree.json"), show_default=True, help="Where to write the tree."
 )
+@click.pass_context
 def calibrate(
-    source: ModelSource, asked: Prompts, bounds: Bounds, batch: tuple[int, ...], context: tuple[int, ...], accepting: Acceptance,
-    as_json: bool, output: Path,
+    ctx: click.Context, source: ModelSource, asked: Prompts, bounds: Bounds, batch: tuple[int, ...], context: tuple[int, ...],
+    accepting: Acceptance, profiled: Path | None, latency: Path | None, as_json: bool, output: Path,
 ) -> None:  # fmt: skip
     """Measure MODEL's heads on its own output and the step latency of this device, and plan the tree. With --acceptance the
     output, the times and the tree are those of that rule, which is kept in the tree.
 
-    Writes the tree, beside it the calibration (tree.calibration.npz, for 'plan') and a plot (tree.png).
+    Writes the tree, beside it the calibration (tree.calibration.npz, for 'plan') and a plot (tree.png). Killed, the same command
+    goes on where it was.
     """
-    from medusa_runtime.acceptance.rules import GREEDY
+    from medusa_runtime.errors import InputError
     from medusa_tree.planning.calibration import calibration_path
     from medusa_tree.profiling.job import Timing
 
     from .finish import check_tree_output, finish_plan, keep_old
 
+    source.check_one_work()
     check_tree_output(output)
-    profiling = asked.profiling(accepting.rule(asked.seed) or GREEDY)
-    budget = bounds.parse()
-    texts, held_out = profiling.read()
-    if asked.corpus == "demo" and source.model != "demo":
-        stderr().print(
-            "[yellow]No --corpus given: calibrating on the bundled Python code. Use prompts like those you will serve.[/yellow]"
-        )
-    model = source.load()
-    from medusa_tree.profiling.calibrate import calibrate as run
-    from medusa_tree.profiling.tokens import fitted
-
-    prompts = fitted(model, texts, asked.max_new_tokens)
-    warn_of_cut_prompts(prompts)
+    profiling, budget, timing = asked.profiling(accepting), bounds.parse(), Timing(batch, context)
+    folder = output.with_name(f"{output.stem}.run")
 
     @cache  # once: what is written from then on is this run's
     def make_room() -> None:
         keep_old(output, output.with_suffix(".png"), calibration_path(output), trace_path(output))
 
     def keep(measured: RankTrace | Calibration) -> None:
-        make_room()
-        _keep(measured, output)
+        if leads():
+            make_room()
+            _keep(measured, output, folder)
 
-    names = (source.model, source.heads)
-    with progress_bars() as report:
-        made = run(model, prompts, held_out, profiling, Timing(batch, context), budget, names, report, keep)
+    if profiled is not None:
+        given = [
+            name for name in OF_PROFILING if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        ]
+        if given:
+            raise InputError(
+                f"--{given[0].replace('_', '-')}: is for profiling, and --profile {profiled} is there; leave out one of the two"
+            )
+        made = _planned(source, profiled, latency, timing, budget, asked.seed, keep)
+    elif not source.model:
+        raise InputError("--model: is missing; name a model to profile, or give what was profiled with --profile")
+    else:
+        timed = None if latency is None else _timed(latency)
+        made = _whole(make_job(source, profiling), timed, timing, budget, keep, folder)
     for load in made.left_out:
         stderr().print(f"[yellow]Left out: {load}.[/yellow]")
-    finish_plan(made.calibration, made.plan, output, as_json)
+    if leads():
+        finish_plan(made.calibration, made.plan, output, as_json)
+        if profiled is None:
+            shutil.rmtree(folder, ignore_errors=True)  # all that was in it is in the calibration
+
+
+def _whole(
+    job: Job, timed: Timed | None, timing: Timing, budget: Budget, keep: Callable[[RankTrace | Calibration], object], folder: Path
+) -> Calibrated:  # fmt: skip
+    """Profile, go on in the folder of a run that was ended early, and time unless that was done before."""
+    from medusa_tree.profiling.calibrate import calibrate as run
+    from medusa_tree.profiling.run import belongs, settings_of
+
+    from .finish import keep_old
+
+    settings = settings_of(job)
+    if leads() and folder.exists():
+        if belongs(settings, folder):
+            stderr().print(f"Going on with {folder}.")
+        else:
+            keep_old(folder)
+    try:
+        with progress_bars() as report:
+            return run(job, timing, budget, report, keep, folder, timed)
+    except KeyboardInterrupt:
+        if folder.exists():
+            stderr().print(f"Stopped. Go on by the same command; what is done stands in {folder}.")
+        raise
+
+
+def _planned(
+    source: ModelSource, profiled: Path, latency: Path | None, timing: Timing, budget: Budget, seed: int,
+    keep: Callable[[RankTrace | Calibration], object],
+) -> Calibrated:  # fmt: skip
+    """The plan for what was profiled before; the model is loaded to be timed only."""
+    from dataclasses import replace
+
+    from medusa_tree.origin import profiled_with
+    from medusa_tree.profiling.merge import merge
+
+    trace, record = merge([profiled])
+    if latency is not None:
+        timed = _timed(latency)
+    else:
+        if not source.model:
+            was, heads = profiled_with(record, str(profiled))
+            source = replace(
+                source, model=was.name, heads=source.heads or heads.name, revision=source.revision or was.commit,
+                heads_revision=source.heads_revision or heads.commit, dtype=source.dtype or was.dtype,
+            )  # fmt: skip
+        model: MedusaModel = source.load()
+        from medusa_tree.profiling.calibrate import check_profiled, time_profiled
+
+        check_profiled(model, record, str(profiled))
+        with progress_bars() as report:
+            timed = time_profiled(model, trace, seed, timing, budget, report)
+    from medusa_tree.planning.calibrated import planned
+
+    return planned(trace, record, timed, budget, keep)
+
+
+def _timed(path: Path) -> Timed:
+    """What was timed before."""
+    from medusa_tree.planning.calibrated import Timed
+
+    from .source import read_grid
+
+    return Timed(*read_grid(path))
 
 
 def trace_path(output: Path) -> Path:
@@ -122,9 +179,10 @@ def trace_path(output: Path) -> Path:
     return output.with_name(f"{output.stem}.trace.npz")
 
 
-def _keep(measured: RankTrace | Calibration, output: Path) -> None:
+def _keep(measured: RankTrace | Calibration, output: Path, folder: Path) -> None:
     """Write beside the tree what was measured, as soon as it is: a plan that fails must not lose it."""
     from medusa_tree.planning.calibration import Calibration, calibration_path, save_calibration
+    from medusa_tree.profiling.shards import FILE, read_run
     from medusa_tree.traces.tracefile import save_trace
 
     if isinstance(measured, Calibration):
@@ -133,5 +191,5 @@ def _keep(measured: RankTrace | Calibration, output: Path) -> None:
         stderr().print(f"Wrote {path}: plan again from it under another budget, in a second.")
         return
     path = trace_path(output)
-    save_trace(path, measured)
+    save_trace(path, measured, read_run(folder).provenance if (folder / FILE).exists() else None)
     stderr().print(f"Wrote {path}, the ranks profiled so far: plan from it with --latency or --device-model.")

@@ -16,14 +16,12 @@ from .source import read_parts
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def trace(file: Path, as_json: bool) -> None:
     """Check FILE, a rank trace (.npz or .jsonl) of any drafter, and print each head's accuracy; a bad row is named."""
-    from medusa_tree.reports.tables import accuracy_json, accuracy_table
+    from medusa_tree.reports.summary import trace_json
+    from medusa_tree.reports.tables import accuracy_table
 
     read, *_ = read_parts(file)
     if as_json:
-        print(json.dumps({
-            "positions": read.positions, "sequences": len(read.lengths), "held_out": int(read.held_out.sum()), "heads": read.heads,
-            "candidates": read.candidates, "head_accuracy": accuracy_json(read),
-        }, indent=2))  # fmt: skip
+        print(json.dumps(trace_json(read), indent=2))
         return
     stdout().print(accuracy_table(read))
     stderr().print(

@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import COUNT, FILE, SEED, progress_bars, stderr, stdout, together
+from .common import COUNT, FILE, FOLDER, SEED, progress_bars, stderr, stdout, together
 from .model import Placement, placement_options, quiet_transformers
 
 if TYPE_CHECKING:
     from medusa_tree.training.run import Distillation
-
-FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,7 @@ class Answers:
     max_new_tokens: int
     temperature: float
     top_p: float
-    answer_batch: int
+    answer_batch: int | None
 
     def distillation(self) -> Distillation:
         from medusa_tree.training.run import Distillation
@@ -39,7 +37,9 @@ answer_options = together(
     click.option("--max-new-tokens", type=COUNT, default=512, show_default=True, help="Length of such an answer."),
     click.option("--temperature", type=float, default=0.0, show_default=True, help="Of such answers; 0 is greedy."),
     click.option("--top-p", type=float, default=1.0, show_default=True, help="Of such answers."),
-    click.option("--answer-batch", type=COUNT, default=32, show_default=True, help="Prompts answered at once."),
+    click.option(
+        "--answer-batch", type=COUNT, help="Prompts answered at once, at most.  [default: as the free memory allows]"
+    ),
 )
 
 

@@ -2,86 +2,110 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from medusa_runtime.errors import InputError
 from medusa_runtime.model import MedusaModel
+from medusa_runtime.processes import agreed
 
 from ..devices import measure as device
-from ..devices.latency import LatencyGrid, Load
+from ..devices.latency import Load
+from ..origin import differ, profiled_with
 from ..planning.budget import Budget
+from ..planning.calibrated import Calibrated, Timed, planned
 from ..planning.calibration import Calibration
 from ..planning.choose import contenders
-from ..planning.plan import Plan, plan
 from ..progress import Report, counted, unseen
 from ..traces.probetrace import ProbeTrace
 from ..traces.trace import RankTrace
-from .job import Profiling, Timing
-from .probe import retake, take_trace
-from .provenance import provenance
-from .tokens import Fitted
+from .job import Timing
+from .memory import tokens_at_once
+from .probe import replaced
+from .provenance import weight_digest
+from .run import Job, prober, profile_run, take_in_turns
+from .shards import collect
 
+NOTHING = RankTrace(np.zeros((1, 1), dtype=np.int16), np.array([0, 1]), np.array([False]), 1)  # another process has it
 ALWAYS_TIMED = 64  # nodes: the size that people copy, to be compared with whatever is planned
 
 
-@dataclass(frozen=True)
-class Calibrated:
-    """What was measured, the plan made of it, and the loads that memory did not suffice for."""
-
-    calibration: Calibration
-    plan: Plan
-    left_out: list[str] = field(default_factory=list)
-
-
 def calibrate(
-    model: MedusaModel,
-    prompts: Fitted,
-    held_out: npt.NDArray[np.bool_],
-    profiling: Profiling,
+    job: Job,
     timing: Timing,
     budget: Budget,
-    names: tuple[str, str | None] | None = None,
     report: Report = unseen,
     keep: Callable[[RankTrace | Calibration], object] = lambda measured: None,
+    folder: Path | None = None,
+    latency: Timed | None = None,
 ) -> Calibrated:
     """Profile, time, plan; under typical acceptance the held-out text is then made anew with the tree that was chosen.
 
     Args:
-        prompts: what ``profiling`` reads, see :func:`medusa_tree.profiling.tokens.fitted`.
-        held_out: (S,) which of them are kept from fitting.
-        names: of model and heads as the user gave them, for provenance; by default as the model knows them.
         keep: handed what must not be lost: the calibration once all is measured, or the trace alone where timing ends early.
+        folder: the run's, see :mod:`medusa_tree.profiling.shards`; by default one that is gone at the end.
+        latency: what was timed before.
 
     Raises:
         InputError: a context that the model has no room for, not enough memory, or a budget that cannot be met.
     """
-    rows, new = prompts.rows, profiling.max_new_tokens
-    timing = replace(timing, contexts=_contexts(model, timing, rows, new, budget))
-    profiled = counted(report, "Profiling heads (prompts)", len(rows))
-    trace = take_trace(model, rows, held_out, new, profiling.candidates, profiling.rule, profiled)
+    rows, new = job.prompts.rows, job.profiling.max_new_tokens
+    if latency is None:
+        timing = _settled(job.model, timing, middle_context(rows, new), budget)
+    trace, record = _profiled(job, folder, report)
     try:
-        latency, left_out = _time(model, trace, profiling, timing, budget, report)
+        timed = latency or time_steps(job.model, trace, job.profiling.seed, timing, budget, report)
     except (InputError, KeyboardInterrupt):
         keep(trace)
         raise
-    record = provenance(model, names or (model.name, model.heads_name), profiling, prompts)
-    calibration = Calibration(trace, latency, record, device.shape_of(model))
-    keep(calibration)
-    known = max(p.nodes for p in latency.points)  # larger trees were too slow to win, and not timed
-    budget = replace(budget, max_nodes=min(budget.max_nodes or known, known))
-    found = plan(calibration, budget)
-    own = next((t for p in found.contents.operating_points if (t := found.contents.tree_of(p)).nodes), None)
-    if isinstance(trace, ProbeTrace) and own is not None:
-        probed = counted(report, "Probing the tree's own text", int(held_out.sum()))
-        record["corpus"]["tokens"] += f"; held-out text made with the tree of {own.nodes} nodes"
-        calibration = replace(calibration, trace=retake(model, rows, trace, own, new, probed))
-        keep(calibration)
-        found = plan(calibration, budget)
-    return Calibrated(calibration, found, left_out)
+    made = planned(trace, record, timed, budget, keep)
+    own = next((t for p in made.plan.contents.operating_points if (t := made.plan.contents.tree_of(p)).nodes), None)
+    if not isinstance(trace, ProbeTrace) or own is None:
+        return made
+    held = np.flatnonzero(job.held_out).tolist()
+    probed = counted(report, "Probing the tree's own text", sum(job.prompts.turns[i] for i in held))
+    again = take_in_turns(
+        job,
+        held,
+        prober(job, job.profiling.tokens or agreed(job.model, tokens_at_once(job.model)), own, trace.probe),
+        probed,
+    )
+    if not isinstance(again, ProbeTrace):
+        raise TypeError("what was probed is a probe trace")
+    record["corpus"]["tokens"] += f"; held-out text made with the tree of {own.nodes} nodes"
+    return planned(replaced(trace, again), record, timed, budget, keep)
+
+
+def check_profiled(model: MedusaModel, record: Mapping[str, Any], where: str) -> None:
+    """InputError where a model is another one, or has other heads, than a trace was taken with; in another dtype weights are rounded
+    otherwise, and nothing can be said.
+
+    Args:
+        record: the trace's provenance. where: its place, for errors.
+    """
+    if "model" not in record:
+        return
+    was, heads = profiled_with(record, where)
+    if was.dtype != model.dtype_name:
+        return
+    for what, module, then in (("model", model.base, was.weights), ("heads", model.medusa_heads, heads.weights)):
+        if then is not None and differ(weight_digest(module), then):
+            raise InputError(f"{where}: was profiled with another {what}; name the one of then, with --{what}")
+
+
+def time_profiled(
+    model: MedusaModel, trace: RankTrace, seed: int, timing: Timing, budget: Budget, report: Report = unseen
+) -> Timed:
+    """Step latency for a trace that was taken before, by default at the middle context of its own texts."""
+    text, usual = trace.text, 1
+    if text is not None:
+        usual = int(np.median(text.prompts.lengths) + np.median(trace.lengths) // 2)
+    return time_steps(model, trace, seed, _settled(model, timing, usual, budget), budget, report)
 
 
 def middle_context(rows: Sequence[Sequence[int]], max_new_tokens: int) -> int:
@@ -89,32 +113,30 @@ def middle_context(rows: Sequence[Sequence[int]], max_new_tokens: int) -> int:
     return sorted(map(len, rows))[len(rows) // 2] + max_new_tokens // 2
 
 
+def _profiled(job: Job, folder: Path | None, report: Report) -> tuple[RankTrace, dict[str, Any]]:
+    """The trace, and its provenance."""
+    if folder is None:
+        with tempfile.TemporaryDirectory() as name:
+            return _profiled(replace(job, writes=True), Path(name), report)
+    run = profile_run(job, folder, report)
+    return agreed(job.model, collect(folder) if job.writes else NOTHING), run.provenance
+
+
 def _largest(budget: Budget) -> int:
     """Nodes of the largest tree that is timed."""
     return max(ALWAYS_TIMED, budget.max_nodes or 0)
 
 
-def _contexts(
-    model: MedusaModel, timing: Timing, rows: Sequence[Sequence[int]], max_new_tokens: int, budget: Budget
-) -> tuple[int, ...]:
-    """The contexts to time at, all of which leave room for timing.
-
-    Raises:
-        InputError: one asked for does not.
-    """
-    largest = _largest(budget)
-    room = max(1, (model.max_context or 1 << 30) - device.room_for(model, largest))
-    if timing.contexts and (longest := max(timing.contexts)) > room:
-        raise InputError(
-            f"--context {longest}: with a tree of {largest} nodes {model.name} has room for {room}; give less"
-        )
-    return timing.contexts or (min(middle_context(rows, max_new_tokens), room),)
+def _settled(model: MedusaModel, timing: Timing, usual: int, budget: Budget) -> Timing:
+    """The loads to time, each once, with the contexts that were asked for or the ``usual`` one; InputError where there is no room."""
+    contexts = device.timed_contexts(model, timing.contexts, usual, _largest(budget))
+    return replace(timing, batches=tuple(dict.fromkeys(timing.batches)), contexts=contexts)
 
 
-def _time(
-    model: MedusaModel, trace: RankTrace, profiling: Profiling, timing: Timing, budget: Budget, report: Report
-) -> tuple[LatencyGrid, list[str]]:
-    """Step latency at every load, and which of them memory did not suffice for, and why."""
+def time_steps(
+    model: MedusaModel, trace: RankTrace, seed: int, timing: Timing, budget: Budget, report: Report = unseen
+) -> Timed:
+    """Step latency at every load, in full where trees that may be the fastest are timed."""
     left_out: list[str] = []
     rounds, largest = device.ROUNDS, _largest(budget)
     told = counted(report, "Timing steps (rounds)", rounds * len(timing.batches) * len(timing.contexts))
@@ -122,8 +144,8 @@ def _time(
     def leave_out(load: Load, why: InputError) -> None:
         left_out.append(f"batch {load[0]}, context {load[1]}: {why}")
 
-    latency = device.measure(
-        model, largest, profiling.candidates, timing.batches, timing.contexts, rounds, profiling.seed, rule=profiling.rule,
+    grid = device.measure(
+        model, largest, trace.candidates, timing.batches, timing.contexts, rounds, seed, rule=trace.acceptance,
         contenders=contenders(trace, largest, budget), leave_out=leave_out, progress=told,
     )  # fmt: skip
-    return latency, left_out
+    return Timed(grid, device.shape_of(model), left_out)

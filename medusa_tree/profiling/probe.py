@@ -8,7 +8,7 @@ few a position instead of the whole probe tree.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -28,14 +28,14 @@ from ..planning.compare import COPIED, fit_to_heads, published_tree
 from ..planning.offers import estimate, full_order
 from ..progress import Progress
 from ..traces.probetrace import ProbeTrace
+from ..traces.text import Ragged, TraceText
 from ..traces.trace import RankTrace
-from .profile import profile, ranks_of
+from .profile import profile, ranks_of, targets_of
+from .shards import in_order
 
 PROBE = 256  # nodes of the probe tree, before the lists that people use
 TEXT = 32  # nodes of the tree that makes the text to fit on
 BATCH = 16  # prompts decoded at once
-
-Probed = tuple[npt.NDArray[np.int16], npt.NDArray[np.bool_]]  # a text's ranks (T, H), and what would be accepted (T, N)
 
 
 def profile_typical(
@@ -49,8 +49,8 @@ def profile_typical(
 ) -> ProbeTrace:
     """Probe the text that typical acceptance makes.
 
-    Greedy text of the fitting prompts is ranked first: its most frequent paths are the probe tree, and the first TEXT of
-    them the tree that the text is made with. Chains and the copied list are probed, too, to be compared with.
+    Greedy text of the fitting prompts is ranked first, which says what to probe and what to make the text with, see
+    :func:`trees_for`.
 
     Args:
         prompts, held_out, max_new_tokens, candidates: as for :func:`medusa_tree.profiling.profile.profile`.
@@ -58,13 +58,16 @@ def profile_typical(
     Raises:
         InputError: prompt and new tokens exceed the model's context, or logits that are NaN or infinite.
     """
-    held = np.asarray(held_out, dtype=np.bool_)
-    fitting = [p for p, h in zip(prompts, held, strict=True) if not h]
-    greedy = profile(model, fitting, [False] * len(fitting), max_new_tokens, candidates)
+    fitting = [p for p, h in zip(prompts, held_out, strict=True) if not h]
+    trees = trees_for(profile(model, fitting, [False] * len(fitting), max_new_tokens, candidates))
+    return probe_texts(model, prompts, held_out, rule, *trees, max_new_tokens, candidates, progress=progress)
+
+
+def trees_for(greedy: RankTrace) -> tuple[CandidateTree, CandidateTree]:
+    """The tree to make text with, and the one to probe it with: the most frequent paths of greedy text, its first TEXT and PROBE.
+    Chains and the copied list are probed, too, to be compared with."""
     order = full_order(estimate(greedy), PROBE, greedy.heads)
-    tree = probe_tree(order, greedy)
-    probed = _probe_all(model, prompts, rule, order.cut(TEXT), tree, max_new_tokens, candidates, progress)
-    return _joined(probed, held, candidates, rule, tree)
+    return order.cut(TEXT), probe_tree(order, greedy)
 
 
 def retake(
@@ -84,43 +87,59 @@ def retake(
     if not isinstance(rule, Typical):
         raise TypeError("a probe trace is of typical acceptance")
     held = np.flatnonzero(trace.held_out).tolist()
-    made = _probe_all(
-        model, [prompts[i] for i in held], rule, text_tree, trace.probe, max_new_tokens, trace.candidates, progress
+    rows = [prompts[i] for i in held]
+    return replaced(
+        trace,
+        probe_texts(
+            model,
+            rows,
+            [True] * len(held),
+            rule,
+            text_tree,
+            trace.probe,
+            max_new_tokens,
+            trace.candidates,
+            held,
+            progress,
+        ),
     )
-    probed = list(zip(trace.sequences(), np.split(trace.accepted, trace.starts[1:-1]), strict=True))
-    for i, new in zip(held, made, strict=True):
-        probed[i] = new
-    return _joined(probed, trace.held_out, trace.candidates, rule, trace.probe)
+
+
+def replaced(trace: ProbeTrace, held: ProbeTrace) -> ProbeTrace:
+    """The trace with other held-out sequences, in the order of their streams."""
+    whole = in_order(ProbeTrace.merge([trace.select(~trace.held_out), held]))
+    if not isinstance(whole, ProbeTrace):
+        raise TypeError("probe traces merge into one")
+    return whole
 
 
 @torch.inference_mode()
-def _probe_all(
-    model: MedusaModel, prompts: Sequence[Sequence[int]], rule: Typical, text_tree: CandidateTree, tree: CandidateTree,
-    max_new_tokens: int, candidates: int, progress: Progress,
-) -> list[Probed]:  # fmt: skip
-    """Each prompt's text made with ``text_tree``, ranked, and probed with ``tree``."""
+def probe_texts(
+    model: MedusaModel, prompts: Sequence[Sequence[int]], held_out: Sequence[bool] | npt.NDArray[np.bool_], rule: Typical,
+    text_tree: CandidateTree, tree: CandidateTree, max_new_tokens: int, candidates: int, streams: Sequence[int] | None = None,
+    progress: Progress = lambda done: None, batch_size: int = BATCH,
+) -> ProbeTrace:  # fmt: skip
+    """Each prompt's text made with ``text_tree``, ranked, and probed with ``tree``; other arguments as for
+    :func:`medusa_tree.profiling.profile.profile`."""
     ahead = model.num_heads  # so that the last position's heads can be judged, too
-    probed: dict[int, Probed] = {}
+    made: list[list[int]] = [[] for _ in prompts]
+    ranks = [np.zeros((0, ahead), dtype=np.int16)] * len(prompts)
+    accepted = [np.zeros((0, tree.nodes), dtype=np.bool_)] * len(prompts)
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    for first in range(0, len(by_length), BATCH):
-        batch = by_length[first : first + BATCH]
+    for first in range(0, len(by_length), batch_size):
+        batch = by_length[first : first + batch_size]
         texts = generate(model, [prompts[i] for i in batch], text_tree, max_new_tokens + ahead, rule=rule).tokens
         for i, text in zip(batch, texts, strict=True):
             kept = min(len(text), max_new_tokens)
-            accepted, hidden = probe(model, prompts[i], text, tree, rule, max_new_tokens + ahead)
-            tokens = torch.tensor(text, device=model.device)
-            ranks = ranks_of(model, hidden[:, None], tokens[:, None], [len(text)], candidates)[0]
-            probed[i] = ranks[:kept], accepted[:kept]
+            probed, hidden = probe(model, prompts[i], text, tree, rule, max_new_tokens + ahead)
+            own = ranks_of(model, hidden, targets_of(text, ahead), candidates)
+            made[i], ranks[i], accepted[i] = text, own[:kept], probed[:kept]
         progress(len(batch))
-    return [probed[i] for i in range(len(prompts))]
-
-
-def _joined(
-    probed: Sequence[Probed], held_out: npt.NDArray[np.bool_], candidates: int, rule: Typical, tree: CandidateTree
-) -> ProbeTrace:
-    ranks = RankTrace.from_sequences([r for r, _ in probed], held_out.tolist(), candidates)
-    accepted = np.concatenate([a for _, a in probed])
-    return ProbeTrace(ranks.ranks, ranks.starts, held_out, candidates, rule, accepted=accepted, probe=tree)
+    numbers = np.arange(len(prompts)) if streams is None else np.array(streams)
+    text_ids = TraceText(Ragged.of(prompts), Ragged.of(made), numbers.astype(np.int64))
+    trace = RankTrace.from_sequences(ranks, list(held_out), candidates, rule, text_ids)
+    own_fields = {f.name: getattr(trace, f.name) for f in fields(RankTrace)}
+    return ProbeTrace(**own_fields, accepted=np.concatenate(accepted), probe=tree)
 
 
 def take_trace(

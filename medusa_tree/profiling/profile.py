@@ -8,21 +8,24 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from medusa_runtime.acceptance.rules import GREEDY, Rule
-from medusa_runtime.buffers import TreeBuffers
-from medusa_runtime.decode import check_context, prefill, stop_tokens, unsound
+from medusa_runtime.decode import check_context
 from medusa_runtime.errors import InputError
 from medusa_runtime.model import MedusaModel
-from medusa_runtime.step import State, propose, step
-from medusa_runtime.tree import CandidateTree
+from medusa_runtime.step import propose
 
 from ..progress import Progress
 from ..traces.table import MISS
+from ..traces.text import Ragged, TraceText
 from ..traces.trace import RankTrace
+from .memory import batches
+from .texts import ROUND, Text, decode_texts
+
+CHUNK = 1024  # states whose proposals are made at once
 
 
-@torch.inference_mode()
 def profile(
     model: MedusaModel,
     prompts: Sequence[Sequence[int]],
@@ -32,11 +35,12 @@ def profile(
     batch_size: int = 128,
     progress: Progress = lambda done: None,
     rule: Rule = GREEDY,
+    streams: Sequence[int] | None = None,
 ) -> RankTrace:
     """Rank trace of the model's own text: greedy, or when sampling, prompt i drawn from stream i.
 
-    Prompts are decoded in batches with the runtime's plain step, keeping each step's last hidden state; then all
-    heads rank all tokens from those states in a few large products.
+    Prompts are decoded by the runtime's plain step, ``batch_size`` at once, keeping each step's last hidden state; all
+    heads rank all tokens of a text from those states in a few large products.
 
     Args:
         prompts: S lists of token ids.
@@ -44,81 +48,69 @@ def profile(
         max_new_tokens: positions a sequence, fewer where the model ends it.
         candidates: K, ranks kept a head.
         rule: how the text is made; under typical acceptance ranks are not enough, see :mod:`medusa_tree.profiling.probe`.
+        streams: a number for each prompt, instead of 0, 1, ...
 
     Raises:
         InputError: prompt and new tokens exceed the model's context, or logits that are NaN or infinite.
+        OutOfMemory: ``batch_size`` is too large.
     """
-    heads = model.medusa_heads
-    longest, ahead = max(map(len, prompts)), heads.num_heads
+    numbers = list(range(len(prompts)) if streams is None else streams)
+    check_room(model, prompts, max_new_tokens)
+    texts: list[list[int]] = [[] for _ in prompts]
+    ranks = [np.zeros((0, model.num_heads), dtype=np.int16)] * len(prompts)
+    new = max_new_tokens + model.num_heads
+    for part in batches(list(map(len, prompts)), new, 1 << 62, batch_size):
+        rows, own_streams = [prompts[i] for i in part], [numbers[i] for i in part]
+        for ended in decode_texts(model, rows, new, batch_size, rule, own_streams):
+            for text, own in zip(ended, ranks_of_texts(model, ended, candidates), strict=True):
+                i = part[text.number]
+                texts[i], ranks[i] = text.tokens, own[:max_new_tokens]
+            progress(len(ended))
+    said = TraceText(Ragged.of(prompts), Ragged.of(texts), np.array(numbers, dtype=np.int64))
+    return RankTrace.from_sequences(ranks, list(held_out), candidates, rule, said)
+
+
+def check_room(model: MedusaModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    """InputError where prompts, new tokens and those looked ahead at, so that the last position's heads can be judged, exceed
+    the model's context."""
+    longest, ahead = max(map(len, prompts)), model.num_heads
     if model.max_context is not None and longest + max_new_tokens + ahead > model.max_context:
         raise InputError(
             f"a prompt of {longest} tokens, {max_new_tokens} new ones and {ahead} looked ahead exceed the {model.max_context} positions of {model.name}"
         )
     check_context(model, prompts, max_new_tokens + ahead)
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # alike lengths share a batch: less padding
-    ranks: list[npt.NDArray[np.int16] | None] = [None] * len(prompts)
-    for first in range(0, len(order), batch_size):
-        batch = order[first : first + batch_size]
-        hidden, tokens, lengths = _decode(model, [prompts[i] for i in batch], max_new_tokens, rule, batch)
-        own = ranks_of(model, hidden, tokens, lengths, candidates)
-        for row, i in enumerate(batch):
-            ranks[i] = own[row, : min(lengths[row], max_new_tokens)]
-        progress(len(batch))
-    return RankTrace.from_sequences([r for r in ranks if r is not None], list(held_out), candidates, rule)
 
 
-def _decode(
-    model: MedusaModel, prompts: list[Sequence[int]], max_new_tokens: int, rule: Rule, streams: Sequence[int]
-) -> tuple[Tensor, Tensor, list[int]]:
-    """Plain decoding, H tokens beyond the end so that the last position's heads can be judged too.
-
-    Returns:
-        hidden (T, B, d), the state each token was decided from; tokens (T, B); and each sequence's length, at
-        most T, its end token included.
-    """
-    total = max_new_tokens + model.num_heads
-    plain = TreeBuffers.of(CandidateTree(), model.device)
-    stops = torch.tensor(sorted(stop_tokens(model, None)), dtype=torch.int64, device=model.device)
-    state: State = prefill(model, prompts, max(map(len, prompts)) + total, static=True, rule=rule, streams=streams)
-    hidden, tokens = [], []
-    ended, broken = (torch.zeros_like(state.root, dtype=torch.bool) for _ in range(2))
-    for _ in range(total):
-        hidden.append(state.hidden.clone())
-        tokens.append(state.root.clone())
-        ended |= torch.isin(state.root, stops)
-        if len(stops) and bool(ended.all()):
-            break
-        broken |= step(model, state, plain, rule)[1] < 0
-    if bool(broken.any()):
-        raise unsound(model)
-    stacked = torch.stack(tokens)
-    is_end = torch.isin(stacked, stops)
-    first_end = torch.where(is_end.any(dim=0), is_end.int().argmax(dim=0), len(stacked) - 1)
-    return torch.stack(hidden), stacked, (first_end + 1).tolist()
+def ranks_of_texts(model: MedusaModel, texts: Sequence[Text], candidates: int) -> list[npt.NDArray[np.int16]]:
+    """(T, H) ranks of each text's tokens, see :func:`ranks_of`."""
+    if not texts:
+        return []
+    targets = np.concatenate([targets_of(text.tokens, model.num_heads) for text in texts])
+    ranks = ranks_of(model, torch.cat([text.hidden for text in texts]), targets, candidates)
+    return np.split(ranks, np.cumsum([len(text.tokens) for text in texts])[:-1])
 
 
+def targets_of(tokens: Sequence[int], heads: int) -> npt.NDArray[np.int64]:
+    """(T, H): the token that head k is asked for at each position, ``tokens[p + k]``; MISS behind the end."""
+    behind = np.concatenate([np.asarray(tokens, dtype=np.int64), np.full(heads, MISS)])
+    return np.lib.stride_tricks.sliding_window_view(behind, heads + 1)[:, 1:].copy()
+
+
+@torch.inference_mode()
 def ranks_of(
-    model: MedusaModel, hidden: Tensor, tokens: Tensor, lengths: list[int], candidates: int, chunk: int = 1024
+    model: MedusaModel, hidden: Tensor, targets: npt.NDArray[np.int64], candidates: int
 ) -> npt.NDArray[np.int16]:
-    """(B, T, H) rank of tokens[t + k] in head k's proposal from hidden[t]; MISS behind a sequence's end.
+    """(P, H) rank of ``targets[p, k - 1]`` in head k's proposal from ``hidden[p]`` (P, d); MISS where it is not in it.
 
     The proposal is the runtime's own (top-k, ties and all), so a rank here is a rank there.
     """
     heads = model.medusa_heads
-    steps, batch, width = hidden.shape
-    kept = min(candidates, heads.rows)
-    flat = hidden.reshape(-1, width)
-    proposals = torch.cat(
-        [propose(heads, flat[i : i + chunk], heads.num_heads, kept) for i in range(0, len(flat), chunk)], dim=1
-    )
-    proposals = proposals.view(heads.num_heads, steps, batch, kept)
-    ranks = np.full((batch, steps, heads.num_heads), MISS, dtype=np.int16)
-    inside = torch.arange(steps, device=tokens.device)[:, None] < torch.tensor(lengths, device=tokens.device)
-    for k in range(1, heads.num_heads + 1):
-        if k >= steps:
-            break
-        hits = proposals[k - 1, :-k] == tokens[k:, :, None]
-        hits &= inside[k:, :, None]
-        rank = torch.where(hits.any(dim=-1), hits.int().argmax(dim=-1), MISS)
-        ranks[:, : steps - k, k - 1] = rank.T.cpu().numpy()
-    return ranks
+    kept, count = min(candidates, heads.rows), len(hidden)
+    ranks = []
+    hidden = F.pad(hidden, (0, 0, 0, -len(hidden) % ROUND))
+    targets = np.pad(targets, ((0, len(hidden) - len(targets)), (0, 0)), constant_values=MISS)
+    for at in range(0, len(hidden), CHUNK):
+        proposals = propose(heads, hidden[at : at + CHUNK], heads.num_heads, kept).transpose(0, 1)  # (chunk, H, K)
+        hits = proposals == torch.as_tensor(targets[at : at + CHUNK], device=proposals.device)[..., None]
+        ranks.append(torch.where(hits.any(dim=-1), hits.int().argmax(dim=-1), MISS))
+    return torch.cat(ranks)[:count].to(torch.int16).cpu().numpy()

@@ -14,7 +14,7 @@ from torch import nn
 from medusa_runtime.model import MedusaModel
 
 from .. import __version__
-from ..devices.measure import device_name
+from ..devices.measure import place_name
 from .corpus import corpus_digest
 from .job import Profiling
 from .tokens import Fitted
@@ -23,13 +23,19 @@ SAMPLE = 4096  # values hashed of each tensor: telling two checkpoints apart sho
 
 
 def weight_digest(module: nn.Module) -> str:
-    """SHA-256 over each weight's name, shape, dtype and up to SAMPLE evenly spaced values."""
+    """SHA-256 over each weight's name, shape, dtype and up to SAMPLE evenly spaced values. Weights that are split over processes are
+    put together, by all of them. Where some are kept on disk, values are left out, and the digest is one of its own kind."""
+    weights = sorted(module.state_dict().items())
+    kind = "named" if any(tensor.is_meta for _, tensor in weights) else "sampled"
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        flat = tensor.detach().reshape(-1)
-        values = flat[:: max(1, flat.numel() // SAMPLE)][:SAMPLE].double().cpu().numpy()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode() + values.tobytes())
-    return f"sampled-sha256:{digest.hexdigest()}"
+    for name, tensor in weights:
+        whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+        digest.update(f"{name} {tuple(whole.shape)} {whole.dtype}".encode())
+        if kind == "named":
+            continue
+        flat = whole.detach().reshape(-1)
+        digest.update(flat[:: max(1, flat.numel() // SAMPLE)][:SAMPLE].double().cpu().numpy().tobytes())
+    return f"{kind}-sha256:{digest.hexdigest()}"
 
 
 def versions() -> dict[str, str]:
@@ -41,10 +47,12 @@ def versions() -> dict[str, str]:
 
 
 def provenance(
-    model: MedusaModel, names: tuple[str, str | None], profiling: Profiling, prompts: Fitted
+    model: MedusaModel, names: tuple[str, str | None], profiling: Profiling, prompts: Fitted, text: str | None = None
 ) -> dict[str, Any]:
-    """The provenance of tree.json; ``names`` of model and heads as the user gave them."""
+    """The provenance of tree.json; ``names`` of model and heads as the user gave them, and what ``text`` it is, where that is not the
+    model's own."""
     name, heads = names
+    source = "prompts" if profiling.answers is None else "reference text" if profiling.reference else "answers"
     return {
         "model": {
             "name": name, "commit": model.commit, "architecture": type(model.base).__name__, "weights": weight_digest(model.base),
@@ -52,10 +60,11 @@ def provenance(
         },
         "heads": {"name": heads, "commit": model.heads_commit, "count": model.num_heads, "weights": weight_digest(model.medusa_heads)},
         "corpus": {
-            "name": profiling.corpus, "prompts": len(prompts.rows), "cut": prompts.cut, "digest": corpus_digest(prompts.prompts), "held_out": profiling.held_out,
-            "seed": profiling.seed, "max_new_tokens": profiling.max_new_tokens, "tokens": f"the model's own output: {profiling.rule}",
+            "name": profiling.corpus, "source": source, "prompts": len(prompts.rows), "of_each": profiling.prompts, "cut": prompts.cut,
+            "digest": corpus_digest(prompts.prompts), "held_out": profiling.held_out, "seed": profiling.seed,
+            "max_new_tokens": profiling.max_new_tokens, "tokens": text or f"the model's own output: {profiling.rule}",
         },
-        "device": device_name(model.device),
+        "device": place_name(model),
         "dtype": model.dtype_name,
         "versions": versions(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -6,7 +6,8 @@ may pass, and the text that is emitted is one of several that might have been.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -70,6 +71,22 @@ class ProbeTrace(RankTrace):
             raise InputError(
                 f"probe trace: position {p} accepts {list(self.probe.paths[inner[i]])} under a rejected parent"
             )
+
+    @classmethod
+    def merge(cls, traces: Sequence[RankTrace]) -> RankTrace:
+        """One trace of several that were probed with the same tree.
+
+        Raises:
+            InputError: other probe trees, or what :meth:`RankTrace.merge` raises.
+        """
+        probed = [t for t in traces if isinstance(t, ProbeTrace)]
+        if len(probed) < len(traces) or len({t.probe.paths for t in probed}) > 1:
+            raise InputError(
+                "traces of typical acceptance can be merged where they were probed with the same tree; these were not"
+            )
+        ranks = RankTrace.merge(traces)
+        own = {f.name: getattr(ranks, f.name) for f in fields(RankTrace)}
+        return cls(**own, accepted=np.concatenate([t.accepted for t in probed]), probe=probed[0].probe)
 
     @cached_property
     def table(self) -> ProbeTable:

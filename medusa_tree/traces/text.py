@@ -13,6 +13,7 @@ import numpy.typing as npt
 from medusa_runtime.errors import InputError
 
 Ids = npt.NDArray[np.int32]
+TURN = 1 << 32  # a turn's stream is its prompt's number, and so much for every turn before it
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,20 @@ class Ragged:
     def lengths(self) -> npt.NDArray[np.int64]:
         return np.diff(self.starts)
 
-    def select(self, keep: npt.NDArray[np.bool_]) -> Ragged:
-        """The lists where ``keep`` (S,) is true."""
-        starts = np.concatenate([[0], np.cumsum(self.lengths[keep])])
-        return Ragged(self.values[np.repeat(keep, self.lengths)], starts)
+    def take(self, order: npt.NDArray[np.int64]) -> Ragged:
+        """These lists, in this order."""
+        return Ragged(self.values[places(self.starts, order)], starts_of(self.lengths[order]))
+
+
+def starts_of(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """(S + 1,) where lists of these lengths begin that stand one behind the other."""
+    return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
+
+
+def places(starts: npt.NDArray[np.int64], order: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Where the entries of lists ``order`` stand, of lists that begin at ``starts`` (S + 1,)."""
+    lengths = np.diff(starts)[order]
+    return np.repeat(starts[order] - starts_of(lengths)[:-1], lengths) + np.arange(lengths.sum())
 
 
 @dataclass(frozen=True)
@@ -84,15 +95,24 @@ class TraceText:
                 f"rank trace: {len(self.prompts)} prompts, {len(self.outputs)} outputs and {len(self.streams)} streams for "
                 f"{len(lengths)} sequences"
             )
+        if (empty := np.flatnonzero(self.prompts.lengths == 0)).size:
+            raise InputError(
+                f"rank trace: sequence {empty[0]} has a prompt of no tokens; nothing is decoded behind none"
+            )
         if (short := np.flatnonzero(self.outputs.lengths < lengths)).size:
             s = short[0]
             raise InputError(
                 f"rank trace: sequence {s} has {lengths[s]} positions and an output of {self.outputs.lengths[s]} tokens; one is emitted at each"
             )
 
-    def select(self, keep: npt.NDArray[np.bool_]) -> TraceText:
-        """The text of the sequences where ``keep`` (S,) is true."""
-        return TraceText(self.prompts.select(keep), self.outputs.select(keep), self.streams[keep])
+    @property
+    def numbers(self) -> npt.NDArray[np.int64]:
+        """(S,) the number of each sequence's prompt, which the turns of a conversation share."""
+        return self.streams % TURN
+
+    def take(self, order: npt.NDArray[np.int64]) -> TraceText:
+        """The text of these sequences, in this order."""
+        return TraceText(self.prompts.take(order), self.outputs.take(order), self.streams[order])
 
     @classmethod
     def join(cls, texts: Sequence[TraceText]) -> TraceText:

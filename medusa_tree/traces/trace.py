@@ -15,7 +15,7 @@ from medusa_runtime.errors import InputError
 
 from .bootstrap import bootstrap
 from .table import MISS, RankTable
-from .text import TraceText
+from .text import TraceText, places, starts_of
 
 FEW = 8  # sequences: of fewer, resampling says little, as whole sequences are drawn
 
@@ -137,12 +137,16 @@ class RankTrace:
         """The sequences where ``keep`` (S,) is true."""
         if not keep.any():
             raise InputError("rank trace: no sequence is selected")
-        inside = np.repeat(keep, self.lengths)
-        rows: dict[str, Any] = {name: array[inside] for name, array in self.per_position().items()}
-        starts = np.concatenate([[0], np.cumsum(self.lengths[keep])])
-        text = None if self.text is None else self.text.select(keep)
-        kinds = None if self.categories is None else self.categories[keep]
-        return replace(self, **rows, starts=starts, held_out=self.held_out[keep], text=text, categories=kinds)
+        return self.take(np.flatnonzero(keep))
+
+    def take(self, order: npt.NDArray[np.int64]) -> Self:
+        """These sequences, in this order."""
+        at = places(self.starts, order)
+        rows: dict[str, Any] = {name: array[at] for name, array in self.per_position().items()}
+        text = None if self.text is None else self.text.take(order)
+        kinds = None if self.categories is None else self.categories[order]
+        starts = starts_of(self.lengths[order])
+        return replace(self, **rows, starts=starts, held_out=self.held_out[order], text=text, categories=kinds)
 
     def per_position(self) -> dict[str, npt.NDArray[Any]]:
         """The arrays with a row a position."""
@@ -162,10 +166,13 @@ class RankTrace:
         return self.select(~self.held_out), self.select(self.held_out)
 
     def halves(self) -> tuple[Self, Self]:
-        """Even and odd sequences: one to fit on, the other to check on; the trace twice where it has one sequence."""
-        if len(self.lengths) < 2:
+        """Even and odd sequences, the turns of a conversation together: one to fit on, the other to check on; the trace twice where
+        there is one."""
+        numbers = np.arange(len(self.lengths)) if self.text is None else self.text.numbers
+        numbers = np.unique(numbers, return_inverse=True)[1]
+        if numbers.max() < 1:
             return self, self
-        even = np.arange(len(self.lengths)) % 2 == 0
+        even = numbers % 2 == 0
         return self.select(even), self.select(~even)
 
     def sample(self, positions: int, piece: int = 4096, seed: int = 0) -> Self:

@@ -20,7 +20,7 @@ from pydantic import Field, Strict, ValidationError
 from medusa_runtime.acceptance.rules import GREEDY, RuleJson, rule_json
 from medusa_runtime.errors import InputError
 from medusa_runtime.files import write_beside
-from medusa_runtime.reading import Flag, Text, adapter, parse_json, read_as, shown
+from medusa_runtime.reading import Flag, Object, Text, adapter, parse_json, read_as, shown
 from medusa_runtime.tree import CandidateTree
 from medusa_runtime.tree import Path as TreePath
 from medusa_runtime.treefile import Paths
@@ -35,7 +35,7 @@ HELD_OUT = 0.25
 LARGEST_RANK = int(np.iinfo(np.int16).max) - 1
 
 
-def read_trace(path: Path, seed: int = 0) -> RankTrace:
+def read_trace(path: Path, seed: int = 0, part: bool = False) -> RankTrace:
     """Read a rank trace; the ending decides (see :func:`medusa_tree.rows.ending`).
 
     ``.npz``: ``ranks`` (P, H) whole numbers, ``starts`` (S + 1,), and where known ``held_out`` (S,) bool and ``candidates``;
@@ -45,6 +45,9 @@ def read_trace(path: Path, seed: int = 0) -> RankTrace:
     "candidates": K, "category" and "acceptance" on every line or on none. Without ``held_out`` a quarter of the sequences is drawn; without
     ``candidates``, K is the largest rank and one; without ``acceptance`` it was greedy.
 
+    Args:
+        part: of a larger trace (``.npz``), which need not have both halves of a split.
+
     Raises:
         InputError: names the file, the line or array, and the row.
     """
@@ -53,21 +56,35 @@ def read_trace(path: Path, seed: int = 0) -> RankTrace:
         return _from_lines(path, seed)
     if kind == ".npz":
         arrays = load_arrays(path)
-        trace = trace_of(arrays, path, seed)
+        trace = trace_of(arrays, path, seed, part)
         if "acceptance" in arrays:
             trace = replace(trace, acceptance=_told(arrays, "acceptance", RuleJson, path))
         return probed(trace, _told(arrays, "probe", Paths, path), arrays, path) if "probe" in arrays else trace
     raise InputError(f"{path}: a rank trace is an .npz or a .jsonl; docs/formats.md shows both")
 
 
-def save_trace(path: Path, trace: RankTrace) -> None:
-    """Write the ranks, and the rule that made the text, as :func:`read_trace` reads them; whole or not at all."""
+def save_trace(path: Path, trace: RankTrace, provenance: Mapping[str, Any] | None = None) -> None:
+    """Write the ranks, the rule that made the text, and where all comes from, as :func:`read_trace` and :func:`provenance_of`
+    read them; whole or not at all."""
     arrays = {**trace_arrays(trace), "candidates": np.array(trace.candidates)}
     arrays["acceptance"] = np.array(json.dumps(rule_json(trace.acceptance)))
     if isinstance(trace, ProbeTrace):
         arrays["probe"] = np.array(json.dumps(trace.probe.paths))
+    if provenance is not None:
+        arrays["provenance"] = np.array(json.dumps(provenance))
     with write_beside(path) as beside, beside.open("wb") as file:
         np.savez_compressed(file, **arrays)
+
+
+def provenance_of(path: Path) -> dict[str, Any]:
+    """What a trace file says of where it comes from; nothing where it does not.
+
+    Raises:
+        InputError: names the file.
+    """
+    arrays = load_arrays(path) if ending(path) == ".npz" else {}
+    told: dict[str, Any] = _told(arrays, "provenance", Object, path) if "provenance" in arrays else {}
+    return told
 
 
 def trace_arrays(trace: RankTrace) -> dict[str, Any]:
@@ -99,8 +116,8 @@ def load_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
         ) from None
 
 
-def trace_of(arrays: Mapping[str, npt.NDArray[Any]], path: Path, seed: int = 0) -> RankTrace:
-    """The trace in the arrays of an .npz, each checked by name."""
+def trace_of(arrays: Mapping[str, npt.NDArray[Any]], path: Path, seed: int = 0, part: bool = False) -> RankTrace:
+    """The trace in the arrays of an .npz, each checked by name; ``part`` of a larger one need not have both halves of a split."""
     for name in ("ranks", "starts"):
         if name not in arrays:
             what = "the ranks" if name == "ranks" else "where sequences begin, so that replay knows what follows what"
@@ -125,7 +142,8 @@ def trace_of(arrays: Mapping[str, npt.NDArray[Any]], path: Path, seed: int = 0) 
     held = arrays.get("held_out", draw(len(starts) - 1, seed))
     if held.dtype != np.bool_:
         raise InputError(f'{path}: array "held_out" is {held.dtype}; it must be true or false, one a sequence')
-    trace = _named(path, ranks.astype(np.int16, copy=False), starts.astype(np.int64, copy=False), held, int(candidates))
+    ranks, starts = ranks.astype(np.int16, copy=False), starts.astype(np.int64, copy=False)
+    trace = _named(path, ranks, starts, held, int(candidates), part)
     kinds = arrays.get("category")
     if kinds is not None and kinds.dtype.kind != "U":
         raise InputError(f'{path}: array "category" is {kinds.dtype}; it must be text, one a sequence')
@@ -159,11 +177,12 @@ def probed(
         raise InputError(f"{path}: {error}") from None
 
 
-def _named(path: Path, ranks: Any, starts: Any, held: Any, candidates: int) -> RankTrace:
+def _named(path: Path, ranks: Any, starts: Any, held: Any, candidates: int, part: bool = False) -> RankTrace:
     """The trace, with both a fitting and a held-out part; errors name the file."""
     try:
         trace = RankTrace(ranks, starts, held, candidates)
-        trace.check_split()
+        if not part:
+            trace.check_split()
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     return trace

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
-from operator import eq
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +14,9 @@ from transformers import PreTrainedTokenizerBase
 from medusa_runtime.errors import InputError
 from medusa_runtime.reading import read_as
 
-from ..profiling.corpus import hold_out_groups
-from ..profiling.tokens import chat_tokens, check_template, text_tokens
-from ..rows import CONVERSATIONS, ROLES, Turn, Turns, ending, group_of, read_entries, read_text
+from ..profiling.holdout import hold_out_groups
+from ..profiling.tokens import answered_tokens, common, spoken, text_tokens
+from ..rows import CONVERSATIONS, Turn, Turns, ending, group_of, read_entries, read_text
 from .loss import IGNORE
 
 
@@ -109,28 +107,16 @@ def _answer(entry: dict[str, Any], where: str, tokenizer: PreTrainedTokenizerBas
 
 
 def _conversation(turns: tuple[Turn, ...], where: str, tokenizer: PreTrainedTokenizerBase, group: str) -> Row:
-    """The template is applied up to each of the assistant's turns and through it, so that its tokens are known whatever the
-    template looks like: those from where the two part. What follows the last such turn is left out, and what a template
-    rewrites for a later one (thoughts, say) does not count."""
-    check_template(tokenizer, where)
-    messages: list[dict[str, str]] = []
-    for i, turn in enumerate(turns):
-        if turn.role is None or turn.text is None:
-            raise InputError(f"{where}: turn {i} has no known role and text; roles: {', '.join(ROLES)}")
-        messages.append({"role": turn.role, "content": turn.text})
-    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    if not answers:
-        raise InputError(f"{where}: no turn of the assistant in it, so there is nothing to learn")
+    """What follows the last turn of the assistant is left out, and what a template rewrites for a later turn does not count."""
+    messages = spoken(turns, where)
     ids: list[int] = []
     labels: list[int] = []
-    for i in answers:
-        for beginning, counts in ((messages[:i], False), (messages[: i + 1], True)):
-            if not beginning:
-                continue
-            whole = chat_tokens(tokenizer, beginning, where, asking=not counts)
-            same = sum(takewhile(bool, map(eq, ids, whole)))  # tokens up to where they part
-            labels = labels[:same] + (whole[same:] if counts else [IGNORE] * (len(whole) - same))
-            ids = whole
+    for before, turn in answered_tokens(tokenizer, messages, where):
+        same = common(ids, before)
+        labels = labels[:same] + [IGNORE] * (len(before) - same) + turn
+        ids = before + turn
+    if not ids:
+        raise InputError(f"{where}: no turn of the assistant in it, so there is nothing to learn")
     return Row(ids, labels, group)
 
 

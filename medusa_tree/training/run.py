@@ -25,6 +25,7 @@ from medusa_runtime.processes import process_group
 from medusa_runtime.reading import Object, read_as, read_json
 
 from ..profiling.corpus import Prompt, read_corpus
+from ..profiling.shards import FILE as RUN
 from ..progress import Report, unseen
 from ..rows import opened
 from .backbone import check_device, load_backbone
@@ -46,7 +47,7 @@ class Distillation:
     max_new_tokens: int = 512
     temperature: float = 0.0
     top_p: float = 1.0
-    batch_size: int = 32
+    batch_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def _run(job: Run, state: PartialState, report: Report) -> Outcome | None:
     data = job.data
     if job.distillation is not None and not is_answers(data):
         asked = read_corpus(data)
-        ids = askable(base, tokenizer, asked, job.distillation.max_new_tokens)
+        ids = askable(base, tokenizer, asked, job.distillation.max_new_tokens).rows
         divided([Row(row, row, prompt.group) for row, prompt in zip(ids, asked, strict=True)])
         data = _distilled(job, job.distillation, base, tokenizer, asked, work / "answers", state, report)
     rows, held, prompts = divided(read(data))
@@ -240,7 +241,7 @@ def _claim(job: Run, work: Path, state: PartialState) -> None:
         **{f"{name}_sha256": path and _digest(path) for name, path in files.items()},
     }  # fmt: skip
     path = work / SETTINGS
-    trained, answered = newest_checkpoint(work) is not None, any(work.glob("answers/answers-*.jsonl"))
+    trained, answered = newest_checkpoint(work) is not None, (work / "answers" / RUN).is_file()
     if (trained or answered) and path.is_file():
         if not job.resume:
             raise InputError(
@@ -287,9 +288,6 @@ def _distilled(
         base, tokenizer, prompts, folder, max_new_tokens=how.max_new_tokens, temperature=how.temperature, top_p=how.top_p,
         batch_size=how.batch_size, seed=job.recipe.seed, process=(state.process_index, state.num_processes), progress=progress,
     )  # fmt: skip
-    state.wait_for_everyone()
     joined = folder / "answers.jsonl"
-    if state.is_main_process:
-        join_answers(folder, joined)
-    state.wait_for_everyone()
+    join_answers(folder, prompts, joined)  # by every process: whoever is here has all answers, and none waits
     return joined

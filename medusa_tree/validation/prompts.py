@@ -11,10 +11,10 @@ import numpy as np
 from medusa_runtime.errors import InputError
 from medusa_runtime.treefile import TreeFile
 
-from ..bundled import resolve_corpus
 from ..origin import Corpus
 from ..planning.calibration import calibration_path, load_calibration
-from ..profiling.corpus import Prompt, corpus_digest, hold_out, read_corpus
+from ..profiling.corpus import corpus_digest, hold_out, read_prompts
+from ..profiling.prompt import Prompt
 from ..traces.trace import RankTrace
 
 
@@ -36,13 +36,18 @@ def held_out_prompts(calibrated_on: Corpus, where: str, corpus: str | None = Non
     Raises:
         InputError: what it was made on has changed since.
     """
-    texts = read_corpus(resolve_corpus(corpus or calibrated_on.name))
     if corpus is not None:
+        texts = read_prompts([corpus]).prompts
         return HeldOut(texts, list(range(len(texts))))
-    texts = texts[: calibrated_on.prompts]
+    if calibrated_on.source != "prompts":
+        raise InputError(
+            f"{where}: was planned on {calibrated_on.source}, whose prompts are known from its calibration alone; keep that beside it, "
+            "leave out --model, or name prompts with --corpus"
+        )
+    texts = read_prompts(calibrated_on.names, calibrated_on.of_each).prompts[: calibrated_on.prompts]
     if corpus_digest(texts) != calibrated_on.digest:
         raise InputError(
-            f"{calibrated_on.name}: has changed since {where} was made; calibrate again, or name prompts with --corpus"
+            f"{', '.join(calibrated_on.names)}: has changed since {where} was made; calibrate again, or name prompts with --corpus"
         )
     held = hold_out(texts, calibrated_on.held_out, calibrated_on.seed).nonzero()[0].tolist()
     return HeldOut([texts[i] for i in held], held)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from medusa_runtime.errors import InputError
 from medusa_runtime.model import MedusaModel
 
-from ..origin import Calibrated
+from ..origin import Calibrated, differ
 from ..profiling.provenance import weight_digest
 
 
@@ -27,7 +27,7 @@ def other_weights(model: MedusaModel, made: Calibrated, where: str, model_named:
         ("model", model.base, made.model, model_named),
         ("heads", model.medusa_heads, made.heads, heads_named),
     ):
-        if then.weights is None or weight_digest(module) == then.weights:
+        if then.weights is None or not differ(weight_digest(module), then.weights):
             continue
         if not named:
             raise InputError(
