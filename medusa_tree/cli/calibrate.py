@@ -122,7 +122,7 @@ def _whole(
     settings = settings_of(job)
     if leads() and folder.exists():
         if belongs(settings, folder):
-            stderr().print(f"Going on with {folder}.")
+            stderr().print(f"Going on with {folder}.", soft_wrap=True)
         else:
             keep_old(folder)
     try:
@@ -130,7 +130,7 @@ def _whole(
             return run(job, timing, budget, report, keep, folder, timed)
     except KeyboardInterrupt:
         if folder.exists():
-            stderr().print(f"Stopped. Go on by the same command; what is done stands in {folder}.")
+            stderr().print(f"Stopped. Go on by the same command; what is done stands in {folder}.", soft_wrap=True)
         raise
 
 
@@ -188,8 +188,10 @@ def _keep(measured: RankTrace | Calibration, output: Path, folder: Path) -> None
     if isinstance(measured, Calibration):
         path = calibration_path(output)
         save_calibration(path, measured)
-        stderr().print(f"Wrote {path}: plan again from it under another budget, in a second.")
+        stderr().print(f"Wrote {path}: plan again from it under another budget, in a second.", soft_wrap=True)
         return
     path = trace_path(output)
     save_trace(path, measured, read_run(folder).provenance if (folder / FILE).exists() else None)
-    stderr().print(f"Wrote {path}, the ranks profiled so far: plan from it with --latency or --device-model.")
+    stderr().print(
+        f"Wrote {path}, the ranks profiled so far: plan from it with --latency or --device-model.", soft_wrap=True
+    )

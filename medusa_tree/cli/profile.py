@@ -36,7 +36,7 @@ def profile(source: ModelSource, asked: Prompts, accepting: Acceptance, as_json:
         with progress_bars() as report:
             run = profile_run(job, output, report)
     except KeyboardInterrupt:
-        stderr().print(f"Stopped. Go on by the same command; what is done stands in {output}.")
+        stderr().print(f"Stopped. Go on by the same command; what is done stands in {output}.", soft_wrap=True)
         raise
     if not leads():
         return

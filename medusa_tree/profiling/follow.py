@@ -94,7 +94,9 @@ def _batch(model: MedusaModel, texts: list[_Given]) -> list[Followed]:
     longest = max(map(len, rows))
     whole = longest <= WHOLE
     width = width_of(model, longest) if whole else CHUNK
-    cache = model.new_cache(len(rows), -(-longest // width) * width, passing=whole)
+    capacity = -(-longest // width) * width
+    tokens = torch.tensor([[*row, *[0] * (capacity - len(row))] for row in rows], device=device)
+    cache = model.new_cache(len(rows), capacity, passing=whole)
     slots = cache.slots
     slots.set_lengths([0] * len(rows))
     slots.ceiling = longest
@@ -102,13 +104,10 @@ def _batch(model: MedusaModel, texts: list[_Given]) -> list[Followed]:
     own: list[list[bool]] = [[] for _ in rows]
     for begin in range(0, longest, width):
         end = begin + width
-        tokens = torch.tensor(
-            [[*row[begin:end], *[0] * (end - max(begin, min(end, len(row))))] for row in rows], device=device
-        )
         context = AttentionContext(slots, _chain(width, device) if begin else None)
         columns, asked = _columns(begin, width, texts)
         with out_of_memory(f"a pass over {len(rows)} text(s) x {end - begin} tokens", device):
-            hidden, logits = model(tokens, cache, context, torch.as_tensor(columns, device=device))
+            hidden, logits = model(tokens[:, begin:end], cache, context, torch.as_tensor(columns, device=device))
         slots.set_lengths([end] * len(rows))
         if not bool(logits.amax(dim=-1).isfinite().all()):
             raise unsound(model)

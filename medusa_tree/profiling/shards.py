@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
+from uuid import uuid4
 
 import numpy as np
 from pydantic import Field
@@ -63,8 +63,7 @@ def begin(folder: Path, settings: Mapping[str, Any], begun: Run) -> Run:
     if not path.is_file():
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{FILE}.", delete=False) as file:
-                beside = Path(file.name)
+            beside = folder / f".{FILE}.{uuid4().hex}"
             beside.write_text(json.dumps(asdict(begun), indent=1) + "\n", "utf-8")
             try:
                 os.link(beside, path)
