@@ -172,4 +172,4 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:
         for key, inner in value.items():
             yield from _flat(f"{name}, {key}" if name else str(key), inner)
     elif value not in (None, {}, ""):
-        yield name.replace("_", " "), str(value)
+        yield name.replace("_", " "), ", ".join(map(str, value)) if isinstance(value, list) else str(value)
