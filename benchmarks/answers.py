@@ -15,11 +15,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-from record import record
-from transformers import logging
+from record import demo, record
 
 from medusa_runtime import MedusaModel
-from medusa_tree.bundled import resolve_model
 from medusa_tree.profiling.job import Profiling, read_asked
 from medusa_tree.profiling.run import job_of, profile_run
 from medusa_tree.profiling.shards import collect
@@ -43,12 +41,9 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("-o", "--out", type=Path)
     args = parser.parse_args()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    where, heads = resolve_model("demo", None)
-    model = MedusaModel.from_pretrained(where, heads, dtype=args.dtype, device=args.device)
+    model = demo(args.device, args.dtype)
     own = Profiling(("demo",), max_new_tokens=args.max_new_tokens)
-    names = (where, heads)
+    names = (model.name, model.heads_name)
     _, trace = timed(model, own, names)
     ratios, decoded, followed = [], [], []
     with tempfile.TemporaryDirectory() as folder:

@@ -13,11 +13,9 @@ import resource
 from pathlib import Path
 
 import torch
-from record import record
-from transformers import logging
+from record import demo, record
 
-from medusa_runtime import MedusaModel
-from medusa_tree.bundled import resolve_corpus, resolve_model
+from medusa_tree.bundled import resolve_corpus
 from medusa_tree.devices.sizes import bushy_tree
 from medusa_tree.profiling.corpus import read_corpus
 from medusa_tree.profiling.tokens import tokenize
@@ -41,10 +39,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("-o", "--out", type=Path)
     args = parser.parse_args()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    where, heads = resolve_model("demo", None)
-    model = MedusaModel.from_pretrained(where, heads, dtype=args.dtype, device=args.device)
+    model = demo(args.device, args.dtype)
     tree = bushy_tree(args.nodes, 3, 10)
     prompts = tokenize(read_corpus(resolve_corpus("demo")), model.tokenizer, 512)
     done, places, marks = 0, 0, []

@@ -13,11 +13,9 @@ import tempfile
 from pathlib import Path
 
 from memory import resident_mb
-from record import record
-from transformers import logging
+from record import demo, record
 
-from medusa_runtime import MedusaModel
-from medusa_tree.bundled import resolve_corpus, resolve_model
+from medusa_tree.bundled import resolve_corpus
 from medusa_tree.profiling.corpus import hold_out, read_corpus
 from medusa_tree.profiling.job import Profiling
 from medusa_tree.profiling.prompt import Prompt
@@ -34,15 +32,12 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("-o", "--out", type=Path)
     args = parser.parse_args()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    where, heads = resolve_model("demo", None)
-    model = MedusaModel.from_pretrained(where, heads, dtype=args.dtype, device=args.device)
+    model = demo(args.device, args.dtype)
     texts = read_corpus(resolve_corpus("demo"))
     asked = [Prompt(f"# {i}\n{texts[i % len(texts)].text[-400:]}", f"{i}") for i in range(args.prompts)]
     profiling = Profiling(("demo",), max_new_tokens=args.max_new_tokens)
     held_out = hold_out(asked, profiling.held_out, profiling.seed)
-    job = Job(model, fitted(model, asked, args.max_new_tokens), held_out, profiling, (where, heads))
+    job = Job(model, fitted(model, asked, args.max_new_tokens), held_out, profiling, (model.name, model.heads_name))
     marks: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as name:
         folder, seen = Path(name) / "run", 0

@@ -10,14 +10,13 @@ import time
 from pathlib import Path
 
 import torch
-from record import record
-from transformers import logging
+from record import demo, record
 
 from medusa_runtime import CandidateTree, MedusaModel
 from medusa_runtime.buffers import TreeBuffers
 from medusa_runtime.decode import prefill
 from medusa_runtime.step import propose, step
-from medusa_tree.bundled import resolve_corpus, resolve_model
+from medusa_tree.bundled import resolve_corpus
 from medusa_tree.profiling.corpus import read_corpus
 from medusa_tree.profiling.profile import profile
 from medusa_tree.profiling.tokens import tokenize
@@ -46,10 +45,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("-o", "--out", type=Path)
     args = parser.parse_args()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    where, heads = resolve_model("demo", None)
-    model = MedusaModel.from_pretrained(where, heads, dtype=args.dtype, device=args.device)
+    model = demo(args.device, args.dtype)
     prompts = sorted(tokenize(read_corpus(resolve_corpus("demo")), model.tokenizer, 512), key=len)[:128]
     new, slow_rates, fast_rates = 128, [], []
     one_at_a_time(model, prompts[0], 16)

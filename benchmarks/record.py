@@ -7,9 +7,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from transformers import logging
+
 from medusa_runtime import MedusaModel
+from medusa_tree.bundled import DEMO, resolve_model
 from medusa_tree.devices.measure import device_name
 from medusa_tree.profiling.provenance import versions
+
+
+def demo(device: str | None, dtype: str) -> MedusaModel:
+    """The bundled model with its heads, transformers kept quiet."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    where, heads = resolve_model(DEMO, None)
+    return MedusaModel.from_pretrained(where, heads, dtype=dtype, device=device)
 
 
 def keep(name: str, out: Path | None, figures: dict[str, Any]) -> None:

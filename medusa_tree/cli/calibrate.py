@@ -114,16 +114,17 @@ def _whole(
     job: Job, timed: Timed | None, timing: Timing, budget: Budget, keep: Callable[[RankTrace | Calibration], object], folder: Path
 ) -> Calibrated:  # fmt: skip
     """Profile, go on in the folder of a run that was ended early, and time unless that was done before."""
+    from medusa_runtime.processes import agreed
     from medusa_tree.profiling.calibrate import calibrate as run
     from medusa_tree.profiling.run import belongs, settings_of
 
     from .finish import keep_old
 
-    settings = settings_of(job)
-    if leads() and folder.exists():
-        if belongs(settings, folder):
+    if agreed(job.model, folder.exists()):
+        same = belongs(settings_of(job), folder)  # by all processes that hold a share of the weights
+        if same:
             stderr().print(f"Going on with {folder}.", soft_wrap=True)
-        else:
+        elif leads():
             keep_old(folder)
     try:
         with progress_bars() as report:

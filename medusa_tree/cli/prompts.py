@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from medusa_tree.bundled import DEMO
+
 from .acceptance import Acceptance
 from .common import COUNT, FILE, SEED, leads, stderr, together, warn_of_cut_prompts
 from .model import ModelSource, processes
@@ -16,8 +18,6 @@ from .model import ModelSource, processes
 if TYPE_CHECKING:
     from medusa_tree.profiling.job import Profiling
     from medusa_tree.profiling.run import Job
-
-DEMO = "demo"
 
 
 @dataclass(frozen=True)

@@ -47,18 +47,23 @@ def versions() -> dict[str, str]:
 
 
 def provenance(
-    model: MedusaModel, names: tuple[str, str | None], profiling: Profiling, prompts: Fitted, text: str | None = None
+    model: MedusaModel,
+    names: tuple[str, str | None],
+    profiling: Profiling,
+    prompts: Fitted,
+    weights: tuple[str, str],
+    text: str | None = None,
 ) -> dict[str, Any]:
-    """The provenance of tree.json; ``names`` of model and heads as the user gave them, and what ``text`` it is, where that is not the
-    model's own."""
+    """The provenance of tree.json; ``names`` of model and heads as the user gave them, the digests of their ``weights``, and what
+    ``text`` it is, where that is not the model's own."""
     name, heads = names
     source = "prompts" if profiling.answers is None else "reference text" if profiling.reference else "answers"
     return {
         "model": {
-            "name": name, "commit": model.commit, "architecture": type(model.base).__name__, "weights": weight_digest(model.base),
+            "name": name, "commit": model.commit, "architecture": type(model.base).__name__, "weights": weights[0],
             "dtype": model.dtype_name,
         },
-        "heads": {"name": heads, "commit": model.heads_commit, "count": model.num_heads, "weights": weight_digest(model.medusa_heads)},
+        "heads": {"name": heads, "commit": model.heads_commit, "count": model.num_heads, "weights": weights[1]},
         "corpus": {
             "name": profiling.corpus, "source": source, "prompts": len(prompts.rows), "of_each": profiling.prompts, "cut": prompts.cut,
             "digest": corpus_digest(prompts.prompts), "held_out": profiling.held_out, "seed": profiling.seed,

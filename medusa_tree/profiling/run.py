@@ -148,7 +148,9 @@ def _begun(job: Job, settings: dict[str, Any]) -> Run:
     if isinstance(job.profiling.rule, Typical) and not job.profiling.rule.lossless:
         stages = {"greedy": everyone[~job.held_out], "probe": everyone}
     counts = {stage: len(_cut(job, tokens, stage, numbers)) for stage, numbers in stages.items()}
-    record = provenance(job.model, job.names, job.profiling, job.prompts, job.text)
+    record = provenance(
+        job.model, job.names, job.profiling, job.prompts, (settings["weights"], settings["heads"]), job.text
+    )
     return Run(shards.FORMAT, shards.VERSION, settings, tokens, counts, record)
 
 
@@ -234,13 +236,13 @@ def _stage(
         progress(0)
         return take_in_turns(job, parts[n], take, progress)
 
-    there = [n for n in range(len(parts)) if not shards.shard(folder, stage, n).exists()]
+    missing = [n for n in range(len(parts)) if not shards.shard(folder, stage, n).exists()]
     shards.complete(
         folder,
         stage,
         make,
         save_trace,
-        agreed(job.model, there),
+        agreed(job.model, missing),
         job.process,
         job.writes,
         not job.model.split_over_processes,
