@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .acceptance.rules import Greedy, Sampling, Typical
+    from .book import Lookup, TreeBook
     from .decode import Generation, generate, stream
     from .errors import InputError
     from .heads.heads import MedusaHeads
@@ -17,11 +18,12 @@ if TYPE_CHECKING:
     from .tree import CandidateTree
 
 __all__ = [
-    "CandidateTree", "Generation", "Greedy", "InputError", "MedusaHeads", "MedusaModel", "Sampling", "Typical", "generate", "stream",
+    "CandidateTree", "Generation", "Greedy", "InputError", "Lookup", "MedusaHeads", "MedusaModel", "Sampling", "TreeBook", "Typical",
+    "generate", "stream",
 ]  # fmt: skip
 
 _HOME = {
-    "CandidateTree": "tree", "Generation": "decode", "InputError": "errors", "MedusaHeads": "heads.heads",
+    "CandidateTree": "tree", "Lookup": "book", "TreeBook": "book", "Generation": "decode", "InputError": "errors", "MedusaHeads": "heads.heads",
     "MedusaModel": "model", "generate": "decode", "stream": "decode", "Greedy": "acceptance.rules", "Sampling": "acceptance.rules", "Typical": "acceptance.rules",
 }  # fmt: skip
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import secrets
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from .acceptance.accept import choose
-from .acceptance.rules import GREEDY, Rule, Sampling
+from .acceptance.rules import GREEDY, Rule
 from .attention import AttentionContext
+from .book import TreeBook
 from .buffers import TreeBuffers
 from .errors import InputError, out_of_memory
 from .graph import Workspace, whole_slots
 from .processes import agreed
+from .request import book_for, check_request, check_tokens, draw_streams, rule_for
 from .step import State
 from .stops import stop_tokens
 from .tree import CandidateTree
@@ -77,12 +79,17 @@ def prefill(
     root = choose(rule, logits, TreeBuffers.of(CandidateTree(), device), slots.lengths - 1, numbers)[:, 0]
     left = None if max_new_tokens is None else torch.full_like(root, max_new_tokens)
     hidden = hidden[own, last.to(hidden.device)]
-    made = State(cache, root, hidden, numbers, left, torch.tensor(stops, dtype=torch.int64, device=device))
+    text = into.text if into is not None and into.text is not None else tokens.new_zeros(batch, capacity)
+    text[:, :longest] = tokens[:, :longest]
+    ends = torch.tensor(stops, dtype=torch.int64, device=device)
+    made = State(cache, root, hidden, numbers, left, ends, text, last + 1)
     if into is None:
         return made
     for kept, new in zip(into.tensors(), made.tensors(), strict=True):
         kept.copy_(new)
-    into.stops = made.stops
+    into.stops, into.text = ends, text
+    if into.prompts is not None:
+        into.prompts.copy_(last + 1)
     return into
 
 
@@ -90,19 +97,19 @@ class Readback:
     """A step's tokens and counts on their way to the host, which need not wait for them: on CUDA copies into pinned memory
     and an event behind them, on the CPU the tensors themselves."""
 
-    def __init__(self, tokens: Tensor, emitted: Tensor) -> None:
+    def __init__(self, tokens: Tensor, emitted: Tensor, drafted: Tensor) -> None:
         self.event = torch.cuda.Event() if tokens.is_cuda else None
-        self.host = tokens, emitted
+        self.host = tokens, emitted, drafted
         if self.event is not None:
-            self.host = _pinned(tokens), _pinned(emitted)
+            self.host = _pinned(tokens), _pinned(emitted), _pinned(drafted)
             self.event.record(torch.cuda.current_stream(tokens.device))
 
-    def wait(self) -> tuple[list[list[int]], list[int]]:
-        """tokens (B, D + 1) and emitted (B,) as lists."""
+    def wait(self) -> tuple[list[list[int]], list[int], list[list[int]]]:
+        """tokens (B, D + 1), emitted (B,) and drafted (B, 2) as lists."""
         if self.event is not None:
             self.event.synchronize()
-        tokens, emitted = self.host
-        return tokens.tolist(), emitted.tolist()
+        tokens, emitted, drafted = self.host
+        return tokens.tolist(), emitted.tolist(), drafted.tolist()
 
 
 def _pinned(tensor: Tensor) -> Tensor:
@@ -122,93 +129,30 @@ def unsound(model: TreeModel) -> InputError:
     )
 
 
-def check_request(model: TreeModel, prompts: Sequence[Sequence[int]], tree: CandidateTree, max_new_tokens: int) -> int:
-    """Cache slots this request needs, or an InputError that names what does not fit."""
-    if tree.depth > model.num_heads:
-        raise InputError(
-            f"the tree is {tree.depth} deep but {model.name} has {model.num_heads} Medusa head(s); cut the tree with --max-depth {model.num_heads}"
-        )
-    if tree.nodes and tree.width > model.medusa_heads.rows:
-        raise InputError(
-            f"the tree uses rank {tree.width - 1}, but the heads propose only {model.medusa_heads.rows} tokens"
-        )
-    if max_new_tokens < 1:
-        raise InputError(f"max_new_tokens is {max_new_tokens}; ask for at least 1")
-    check_context(model, prompts, max_new_tokens)
-    return max(map(len, prompts), default=0) + max_new_tokens + tree.nodes + 1
-
-
-def check_context(model: TreeModel, prompts: Sequence[Sequence[int]], new: int) -> None:
-    """InputError where prompts and ``new`` tokens behind each exceed the model's positions, or where its RoPE would change
-    on the way: keys that are cached by then, and other sequences of the batch, would be of the other frequencies."""
-    shortest, longest = (f(map(len, prompts), default=0) for f in (min, max))
-    if model.max_context is not None and longest + new > model.max_context:
-        raise InputError(
-            f"a prompt of {longest} tokens and {new} new ones exceed the {model.max_context} positions of {model.name}; shorten either"
-        )
-    switch = model.rope_switch
-    if switch is not None and shortest <= switch < longest + new:
-        raise InputError(
-            f"prompts of {shortest} to {longest} tokens with {new} new ones lie on both sides of {switch} tokens, behind which "
-            f"{model.name} takes other RoPE frequencies (longrope); keep prompt and new tokens within {switch}, or take "
-            f"prompts that are all longer"
-        )
-
-
-def check_tokens(prompts: Sequence[Sequence[int]], known: int, model: str, names: Sequence[str] = ()) -> None:
-    """InputError where a prompt has a token id that is not among the ``known`` of the model's embedding table.
-
-    Args:
-        names: what to call each prompt; by default its number.
-    """
-    for i, prompt in enumerate(prompts):
-        if min(prompt) < 0 or max(prompt) >= known:
-            wrong = next(token for token in prompt if not 0 <= token < known)
-            raise InputError(
-                f"{names[i] if names else f'prompt {i + 1}'}: has token {wrong}, and the embedding table of {model} has rows for 0 to "
-                f"{known - 1}; take the model's own tokenizer, without tokens that were added to it alone"
-            )
-
-
-def tree_for(tree: CandidateTree | TreeFile, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> CandidateTree:
-    """The tree to decode these prompts with: of a whole tree.json the point for their number, at the context that the
-    longest has half-way through."""
-    if isinstance(tree, CandidateTree):
-        return tree
-    longest = max(map(len, prompts), default=0)
-    return tree.tree(max(1, len(prompts)), max(1, longest + max_new_tokens // 2))
-
-
-def rule_for(tree: CandidateTree | TreeFile, rule: Rule | None) -> Rule:
-    """The rule asked for, or the one that a whole tree.json was calibrated under, or greedy. A calibration's seed is of its own
-    text: nobody asked for that text again."""
-    if rule is not None:
-        return rule
-    rule = tree.acceptance if isinstance(tree, TreeFile) else GREEDY
-    return replace(rule, seed=None) if isinstance(rule, Sampling) else rule
-
-
-def draw_streams(rule: Rule, count: int) -> list[int]:
-    """Numbers for ``count`` sequences: 0, 1, ..., or where a sampling rule has no seed, such as were never used."""
-    if isinstance(rule, Sampling) and rule.seed is None:
-        return [secrets.randbits(62) for _ in range(count)]
-    return list(range(count))
-
-
 @dataclass
 class Generation:
-    """What was generated: for each sequence its new ``tokens`` (the end token included) and how many tokens
-    each of its steps emitted (``emitted``, summing to ``len(tokens)``)."""
+    """What was generated: for each sequence its new ``tokens`` (the end token included), how many tokens each of its steps emitted
+    (``emitted``, summing to ``len(tokens)``), and how many accepted tokens, over all its steps, heads and lookup both had, the heads
+    alone, and the lookup alone (``drafted``; with one a step, the root, they are the tokens)."""
 
     tokens: list[list[int]] = field(default_factory=list)
     emitted: list[list[int]] = field(default_factory=list)
+    drafted: list[list[int]] = field(default_factory=list)
 
-    def add(self, added: list[list[int]]) -> None:
-        """Take in what one step of :func:`stream` added; a sequence that has ended adds nothing."""
+    @classmethod
+    def start(cls, sequences: int) -> Generation:
+        """Nothing yet, of so many sequences."""
+        return cls(
+            [[] for _ in range(sequences)], [[] for _ in range(sequences)], [[0, 0, 0] for _ in range(sequences)]
+        )
+
+    def add(self, added: list[list[int]], drafted: list[list[int]]) -> None:
+        """Take in what one step of :func:`steps` added; a sequence that has ended adds nothing."""
         for b, new in enumerate(added):
             if new:
                 self.tokens[b] += new
                 self.emitted[b].append(len(new))
+                self.drafted[b] = [x + y for x, y in zip(self.drafted[b], drafted[b], strict=True)]
 
     @property
     def acceptance_length(self) -> float:
@@ -216,30 +160,20 @@ class Generation:
         return sum(map(sum, self.emitted)) / max(1, sum(map(len, self.emitted)))
 
 
-def stream(
+def steps(
     model: TreeModel,
     prompts: Sequence[Sequence[int]],
-    tree: CandidateTree | TreeFile,
+    tree: CandidateTree | TreeBook | TreeFile,
     max_new_tokens: int = 128,
     eos_token_id: int | Sequence[int] | None = None,
     rule: Rule | None = None,
     streams: Sequence[int] | None = None,
-) -> Iterator[list[list[int]]]:
-    """Decode, yielding after each step the tokens it added to each sequence (an empty list once it has ended); of a
-    whole tree.json with the operating point for these prompts. Requests from several threads take turns, a step each.
-
-    Args:
-        rule: how tokens are accepted; by default as the tree.json was calibrated, or greedily.
-        streams: a number a sequence, which with the rule's seed fixes what is drawn for it; by default 0, 1, ..., or where the
-            rule has no seed, such as were never used. A sequence keeps its text in any batch if it keeps its number.
-
-    Raises:
-        InputError: an empty prompt, a token or more context than the model has, a tree deeper than its heads, or logits that are NaN or
-            infinite.
-    """
+) -> Generator[tuple[list[list[int]], list[list[int]]], None, None]:
+    """As :func:`stream`; with each step's tokens, for each sequence, how many of them behind the root heads and lookup both had, the
+    heads alone, and the lookup alone."""
     rule = rule_for(tree, rule)
-    tree = tree_for(tree, prompts, max_new_tokens)
-    capacity = check_request(model, prompts, tree, max_new_tokens)
+    book = book_for(tree, prompts, max_new_tokens)
+    capacity = check_request(model, prompts, book, max_new_tokens)
     streams = agreed(model, draw_streams(rule, len(prompts))) if streams is None else streams
     stops = sorted(stop_tokens(model, eos_token_id))
     ahead = steps_ahead(model.device)
@@ -250,7 +184,7 @@ def stream(
             space.state = prefill(
                 model, prompts, whole_slots(model, capacity), False, rule, streams, max_new_tokens, stops, space.state
             )
-            run = space.stepper(model, tree, rule, stops)
+            run = space.stepper(model, book, rule, stops)
         lengths, left = list(map(len, prompts)), [max_new_tokens] * len(prompts)
         flying: deque[Readback] = deque()
         while any(left):
@@ -259,7 +193,7 @@ def stream(
                 with model.turn:
                     flying.append(Readback(*run()))
                 continue
-            tokens, emitted = flying.popleft().wait()
+            tokens, emitted, drafted = flying.popleft().wait()
             added: list[list[int]] = []
             for b, (row, count) in enumerate(zip(tokens, emitted, strict=True)):
                 if count < 0:
@@ -268,8 +202,8 @@ def stream(
                 left[b] = 0 if new and new[-1] in stops else left[b] - count
                 lengths[b] += count
                 added.append(new)
-            space.state.cache.slots.expect(0, len(flying) * (tree.depth + 1), lengths)
-            yield added
+            space.state.cache.slots.expect(0, len(flying) * (book.depth + 1), lengths)
+            yield added, [_who_drafted(len(new), *depths) for new, depths in zip(added, drafted, strict=True)]
     except InputError:  # what is not a number in a cache would spread to whoever gets it next
         space = Workspace()
         raise
@@ -278,17 +212,51 @@ def stream(
             model.workspace = space if model.fixed else None
 
 
+def _who_drafted(emitted: int, heads: int, lookup: int) -> list[int]:
+    """Of a step's tokens behind the root, as far as they count: had by both, by the heads alone, by the lookup alone."""
+    heads, lookup = (max(0, min(depth, emitted - 1)) for depth in (heads, lookup))
+    both = min(heads, lookup)
+    return [both, heads - both, lookup - both]
+
+
+def stream(
+    model: TreeModel,
+    prompts: Sequence[Sequence[int]],
+    tree: CandidateTree | TreeBook | TreeFile,
+    max_new_tokens: int = 128,
+    eos_token_id: int | Sequence[int] | None = None,
+    rule: Rule | None = None,
+    streams: Sequence[int] | None = None,
+) -> Iterator[list[list[int]]]:
+    """Decode, yielding after each step the tokens it added to each sequence (an empty list once it has ended); of a
+    whole tree.json with the operating point for these prompts. Requests from several threads take turns, a step each.
+
+    Args:
+        tree: one tree, a book of them, or a whole tree.json.
+        rule: how tokens are accepted; by default as the tree.json was calibrated, or greedily.
+        streams: a number a sequence, which with the rule's seed fixes what is drawn for it; by default 0, 1, ..., or where the
+            rule has no seed, such as were never used. A sequence keeps its text in any batch if it keeps its number.
+
+    Raises:
+        InputError: an empty prompt, a token or more context than the model has, a tree deeper than its heads, or logits that are NaN or
+            infinite.
+    """
+    with closing(steps(model, prompts, tree, max_new_tokens, eos_token_id, rule, streams)) as run:
+        for added, _ in run:
+            yield added
+
+
 def generate(
     model: TreeModel,
     prompts: Sequence[Sequence[int]],
-    tree: CandidateTree | TreeFile,
+    tree: CandidateTree | TreeBook | TreeFile,
     max_new_tokens: int = 128,
     eos_token_id: int | Sequence[int] | None = None,
     rule: Rule | None = None,
     streams: Sequence[int] | None = None,
 ) -> Generation:
     """Decode to the end; see :func:`stream`."""
-    result = Generation([[] for _ in prompts], [[] for _ in prompts])
-    for added in stream(model, prompts, tree, max_new_tokens, eos_token_id, rule, streams):
-        result.add(added)
+    result = Generation.start(len(prompts))
+    for added, drafted in steps(model, prompts, tree, max_new_tokens, eos_token_id, rule, streams):
+        result.add(added, drafted)
     return result

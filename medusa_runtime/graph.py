@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from .acceptance.rules import Rule
-from .buffers import TreeBuffers
+from .book import TreeBook
+from .buffers import BookBuffers
 from .errors import out_of_memory
 from .step import State, device_step, expected, step
-from .tree import CandidateTree
 from .tree_model import TreeModel
 
 WARM_UP = 2  # steps before the capture: kernels are compiled and chosen, workspaces allocated
@@ -28,9 +28,9 @@ class WaitsForDevice(RuntimeError):
 
 
 class StepGraph:
-    """One step captured as a CUDA graph for a batch, a tree and a rule. Calling it replays the step.
+    """One step captured as a CUDA graph for a batch, a book of trees and a rule. Calling it replays the step.
 
-    All that the graph reads and writes stays where it was at the capture: the state, the cache, the tree's arrays and the
+    All that the graph reads and writes stays where it was at the capture: the state, the cache, the trees' arrays and the
     result, which the next replay overwrites. Lengths are read on the device, so one graph serves all of them.
 
     Args:
@@ -42,13 +42,13 @@ class StepGraph:
     """
 
     def __init__(
-        self, model: TreeModel, state: State, tree: TreeBuffers, rule: Rule, beside: StepGraph | None = None
+        self, model: TreeModel, state: State, book: BookBuffers, rule: Rule, beside: StepGraph | None = None
     ) -> None:
-        state.cache.slots.check_room(tree.nodes + 1)
-        self.state, self.tree = state, tree
+        state.cache.slots.check_room(book.nodes + 1)
+        self.state, self.book = state, book
         self.stops = state.stops  # the graph reads this tensor: it must live as long
         batch, device = len(state.root), state.root.device
-        what = f"a step of {batch} sequence(s) x {tree.nodes + 1} tokens"
+        what = f"a step of {batch} sequence(s) x {book.nodes + 1} tokens"
         before = [t.clone() for t in state.tensors()]
         with torch.cuda.device(device), out_of_memory(what, device), torch.inference_mode():
             self.stream: torch.cuda.Stream = torch.cuda.Stream(device) if beside is None else beside.stream
@@ -57,7 +57,7 @@ class StepGraph:
                 with torch.cuda.stream(self.stream):
                     for i in range(WARM_UP):
                         with _no_waiting() if i else nullcontext():
-                            device_step(model, state, tree, rule)
+                            device_step(model, state, book, rule)
                         self._restore(before)
             finally:
                 torch.cuda.current_stream().wait_stream(self.stream)
@@ -68,7 +68,7 @@ class StepGraph:
             # leave none behind: another graph's end, or an eager step, would else free or write what this one still uses.
             torch._C._cuda_clearCublasWorkspaces()
             with torch.cuda.graph(self.graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
-                self.result = device_step(model, state, tree, rule)
+                self.result = device_step(model, state, book, rule)
             torch._C._cuda_clearCublasWorkspaces()
             self._restore(before)
 
@@ -76,8 +76,8 @@ class StepGraph:
         for tensor, value in zip(self.state.tensors(), before, strict=True):
             tensor.copy_(value)
 
-    def __call__(self) -> tuple[Tensor, Tensor]:
-        with expected(self.state, self.tree):
+    def __call__(self) -> tuple[Tensor, Tensor, Tensor]:
+        with expected(self.state, self.book):
             self.graph.replay()
             return self.result
 
@@ -97,11 +97,11 @@ def _no_waiting() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode(before)
 
 
-Step = Callable[[], tuple[Tensor, Tensor]]
+Step = Callable[[], tuple[Tensor, Tensor, Tensor]]
 
 
-def stepper(model: TreeModel, state: State, tree: TreeBuffers, rule: Rule, beside: Iterable[Step] = ()) -> Step:
-    """:func:`step` for this batch, tree and rule: captured where the model's passes can be, else run as it stands.
+def stepper(model: TreeModel, state: State, book: BookBuffers, rule: Rule, beside: Iterable[Step] = ()) -> Step:
+    """:func:`step` for this batch, book and rule: captured where the model's passes can be, else run as it stands.
 
     Args:
         beside: steps made before of the same state.
@@ -109,7 +109,7 @@ def stepper(model: TreeModel, state: State, tree: TreeBuffers, rule: Rule, besid
     if model.graphs:
         other = next((s for s in beside if isinstance(s, StepGraph)), None)
         try:
-            return StepGraph(model, state, tree, rule, other)
+            return StepGraph(model, state, book, rule, other)
         except WaitsForDevice:
             warnings.warn(
                 f"{model.name}: a pass reads a value on the host, so that steps are not captured in CUDA graphs; they run one kernel "
@@ -117,7 +117,7 @@ def stepper(model: TreeModel, state: State, tree: TreeBuffers, rule: Rule, besid
                 stacklevel=2,
             )
             model.graphs = False
-    return partial(step, model, state, tree, rule)
+    return partial(step, model, state, book, rule)
 
 
 def whole_slots(model: TreeModel, capacity: int) -> int:
@@ -127,7 +127,7 @@ def whole_slots(model: TreeModel, capacity: int) -> int:
 
 @dataclass
 class Workspace:
-    """A batch's state with its cache, and the graphs captured on it, by the tree, rule and end tokens they are for.
+    """A batch's state with its cache, and the graphs captured on it, by the book, rule and end tokens they are for.
 
     The model keeps the last one between requests, so that the next of as many sequences and like length allocates and
     captures nothing. While a request holds it, another one gets its own.
@@ -144,14 +144,14 @@ class Workspace:
             return cls()
         return kept if capacity <= kept.state.cache.slots.capacity <= 4 * max(capacity, ROUND) else cls()
 
-    def stepper(self, model: TreeModel, tree: CandidateTree, rule: Rule, stops: Sequence[int]) -> Step:
-        """The step on this state; captured once for each tree, rule and set of end tokens, the last few of them kept."""
+    def stepper(self, model: TreeModel, book: TreeBook, rule: Rule, stops: Sequence[int]) -> Step:
+        """The step on this state; captured once for each book, rule and set of end tokens, the last few of them kept."""
         if self.state is None:
             raise ValueError("a workspace has no state before its first prefill")
-        key = (tree.paths, rule, tuple(stops))
+        key = (book, rule, tuple(stops))
         if key not in self.graphs:
             while len(self.graphs) >= KEPT:
                 self.graphs.pop(next(iter(self.graphs)))
-            buffers = TreeBuffers.of(tree, model.device)
+            buffers = BookBuffers.of(book, model.device)
             self.graphs[key] = stepper(model, self.state, buffers, rule, self.graphs.values())
         return self.graphs[key]

@@ -14,9 +14,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.distributed import DistributedConfig
 
 from .acceptance.rules import Rule
+from .book import TreeBook
 from .decode import Generation, generate
 from .errors import InputError, out_of_memory
-from .heads.checkpoint import load_heads
+from .heads.checkpoint import find_heads, load_heads
 from .heads.config import HeadsConfig, checked, is_heads_repository, read_config
 from .heads.heads import MedusaHeads
 from .hub import CONFIG, Hub, Source
@@ -104,7 +105,7 @@ class MedusaModel(TreeModel):
         dtype: str | torch.dtype | None = None,
         device: str | None = None,
         trust_remote_code: bool = False,
-        require_heads: bool = True,
+        require_heads: bool | None = True,
         revision: str | None = None,
         heads_revision: str | None = None,
         token: str | bool | None = None,
@@ -121,7 +122,8 @@ class MedusaModel(TreeModel):
             heads: folder or Hub id of the heads; by default looked for with the model.
             dtype: "float32", "bfloat16", "float16" or a torch dtype; by default the checkpoint's own.
             device: e.g. "cpu", "cuda:0"; by default CUDA where there is one.
-            require_heads: False loads a model without heads, for plain decoding.
+            require_heads: False loads a model without heads, unless ``heads`` names some; None loads those that lie with the model,
+                if there are any.
             revision: branch, tag or commit of ``model``'s repository; the base that a heads repository names is taken from its
                 main branch, so name it by ``model`` to choose.
             heads_revision: branch, tag or commit of ``heads``' repository.
@@ -142,7 +144,12 @@ class MedusaModel(TreeModel):
         if is_heads_repository(config):
             named = checked(HeadsConfig, config, f"{source.where}: {CONFIG}").base_model_name_or_path
             source = Source.of(named, replace(hub, revision=None))
-        loaded = load_heads(heads_source) if require_heads or heads is not None else None
+        loaded = None
+        if require_heads or heads is not None:
+            loaded = load_heads(heads_source)
+        elif require_heads is None:
+            alone = is_heads_repository(config)  # whose heads are what it is there for
+            loaded = load_heads(heads_source) if alone else find_heads(heads_source)
         target = pick_device(device)
         if isinstance(dtype, str) and dtype not in DTYPES:
             raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
@@ -155,14 +162,15 @@ class MedusaModel(TreeModel):
             with out_of_memory(f"the weights of {source.where} take {size:.2f} GiB", target):
                 base = base.to(target)
         with out_of_memory(f"the heads of {heads_source.where}", target):
-            made = cls(base, loaded, tokenizer, source.where, heads_source.where, source.commit, heads_source.commit)
+            commit = None if loaded is None else heads_source.commit
+            made = cls(base, loaded, tokenizer, source.where, heads_source.where, source.commit, commit)
         stop_tokens(made, None)  # what is wrong with them is told before any work
         return made
 
     def generate(
         self,
         input_ids: Tensor | Sequence[Sequence[int]],
-        tree: CandidateTree | TreeFile | None = None,
+        tree: CandidateTree | TreeBook | TreeFile | None = None,
         max_new_tokens: int = 128,
         eos_token_id: int | Sequence[int] | None = None,
         attention_mask: Tensor | Sequence[Sequence[int]] | None = None,
@@ -174,7 +182,7 @@ class MedusaModel(TreeModel):
 
         Args:
             input_ids: (B, S) token ids, or B lists of them of any lengths.
-            tree: a tree, or a whole tree.json (:func:`read_tree`), of which the point for this batch and context is taken.
+            tree: a tree, a book of several, or a whole tree.json (:func:`read_tree`), of which the point for this batch and context is taken.
             attention_mask: of the shape of ``input_ids``, 0 where that is padding, on either side.
             eos_token_id: ends a sequence; by default the model's own. Pass an empty list for none.
             rule, streams: how tokens are accepted, and what is drawn for each sequence; see :func:`medusa_runtime.decode.stream`.

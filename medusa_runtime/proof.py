@@ -160,7 +160,7 @@ def differences(model: TreeModel, script: Script, rounds: Rounds, want: Tensor) 
         got = model(tokens.to(device), cache, AttentionContext(slots, buffers.mask))[1].float().cpu()
         yield from compare("a pass over a tree" if tree.nodes else "a step without a tree", got, places)
         best = torch.tensor(ends, device=device)
-        cache.keep(buffers.retrieval[best], buffers.depths[best])
+        cache.keep(buffers.retrieval[0][best], buffers.depths[0][best])
         lengths = [n + 1 + int(tree.depths[end]) for n, end in zip(lengths, ends, strict=True)]
         slots.set_lengths(lengths)
 

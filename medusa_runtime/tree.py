@@ -1,4 +1,4 @@
-"""CandidateTree: the paths of a speculation tree and the index, mask and position buffers made from them.
+"""CandidateTree: the paths of a speculation tree, a chain of looked-up tokens beside them, and the index and mask arrays made of both.
 
 NumPy only, so that trees can be planned where torch is not installed.
 """
@@ -16,6 +16,7 @@ from .errors import InputError
 
 Path = tuple[int, ...]
 LARGEST_RANK = 2**31 - 1
+LONGEST_CHAIN = 128  # looked-up tokens
 
 
 def check_paths(paths: Iterable[Sequence[int]]) -> tuple[Path, ...]:
@@ -56,19 +57,23 @@ def check_paths(paths: Iterable[Sequence[int]]) -> tuple[Path, ...]:
 
 @dataclass(frozen=True)
 class CandidateTree:
-    """A set of paths closed under prefixes; the root (the model's own next token) is implied.
+    """A set of paths of the heads' guesses, closed under prefixes, and ``lookup`` nodes behind one another that carry what the
+    text itself proposes (:mod:`medusa_runtime.lookup`); the root (the model's own next token) is implied.
 
-    ``paths[i]`` is node i + 1; node 0 is the root. The arrays below have one row a node, root included:
-    M = N + 1 rows for N paths. An empty tree (N = 0) is plain autoregressive decoding.
+    ``paths[i]`` is node i + 1, the chain's nodes come behind them; node 0 is the root. The arrays below have one row a node, root
+    included: M = N + 1 rows for N nodes. An empty tree (N = 0) is plain autoregressive decoding.
 
     Raises:
         InputError: see :func:`check_paths`.
     """
 
     paths: tuple[Path, ...] = ()
+    lookup: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "paths", check_paths(self.paths))
+        if not 0 <= self.lookup <= LONGEST_CHAIN:
+            raise InputError(f"a chain of {self.lookup} looked-up tokens; it may have 0 to {LONGEST_CHAIN}")
 
     @classmethod
     def chain(cls, length: int) -> CandidateTree:
@@ -81,7 +86,7 @@ class CandidateTree:
         return cls(tuple(sorted((tuple(p) for p in paths), key=lambda p: (len(p), p))))
 
     def cut(self, nodes: int, depth: int | None = None) -> CandidateTree:
-        """The first ``nodes`` paths among those no deeper than ``depth``, in the order kept here.
+        """The first ``nodes`` paths among those no deeper than ``depth``, in the order kept here, without a chain.
 
         In greedy order this is the best tree of that size and depth (design: greedy is exact).
         """
@@ -90,13 +95,18 @@ class CandidateTree:
 
     @property
     def nodes(self) -> int:
-        """N, the paths; the root is not counted."""
-        return len(self.paths)
+        """N, paths and chain; the root is not counted."""
+        return len(self.paths) + self.lookup
+
+    @property
+    def heads(self) -> int:
+        """The longest path: how many heads the tree reads."""
+        return max(map(len, self.paths), default=0)
 
     @property
     def depth(self) -> int:
-        """D, the longest path: how many heads the tree reads."""
-        return max(map(len, self.paths), default=0)
+        """D, how many tokens behind the root a step can accept; without a chain, the heads read."""
+        return max(self.heads, self.lookup)
 
     @property
     def width(self) -> int:
@@ -105,31 +115,38 @@ class CandidateTree:
 
     @cached_property
     def index(self) -> dict[Path, int]:
-        """Path -> node number; the root is ``()`` -> 0."""
+        """Path -> node number; the root is ``()`` -> 0. The chain's nodes are no paths."""
         return {(): 0, **{p: i for i, p in enumerate(self.paths, start=1)}}
 
     @cached_property
     def parents(self) -> npt.NDArray[np.int64]:
         """(M,) the parent's node number; the root is its own."""
-        return np.array([0, *(self.index[p[:-1]] for p in self.paths)], dtype=np.int64)
+        chain = range(len(self.paths) + 1, self.nodes + 1)
+        above = [0, *chain][: self.lookup]
+        return np.array([0, *(self.index[p[:-1]] for p in self.paths), *above], dtype=np.int64)
 
     @cached_property
     def depths(self) -> npt.NDArray[np.int64]:
         """(M,) distance from the root: a node's position is the root's plus this."""
-        return np.array([0, *map(len, self.paths)], dtype=np.int64)
+        return np.array([0, *map(len, self.paths), *range(1, self.lookup + 1)], dtype=np.int64)
+
+    @cached_property
+    def chain_nodes(self) -> npt.NDArray[np.bool_]:
+        """(M,) whether a node is the chain's."""
+        return np.arange(self.nodes + 1) > len(self.paths)
 
     @cached_property
     def ranks(self) -> npt.NDArray[np.int64]:
-        """(M,) which of its head's candidates a node carries; 0 at the root, where it means nothing."""
-        return np.array([0, *(p[-1] for p in self.paths)], dtype=np.int64)
+        """(M,) which of its head's candidates a node carries; 0 at the root and along the chain, where it means nothing."""
+        return np.array([0, *(p[-1] for p in self.paths), *[0] * self.lookup], dtype=np.int64)
 
     @cached_property
     def retrieval(self) -> npt.NDArray[np.int64]:
         """(M, D + 1) row i: the nodes from the root to node i, by depth, then i itself repeated."""
         rows = np.zeros((self.nodes + 1, self.depth + 1), dtype=np.int64)
-        for i, path in enumerate(self.paths, start=1):
-            rows[i] = rows[self.index[path[:-1]]]
-            rows[i, len(path) :] = i
+        for i in range(1, self.nodes + 1):
+            rows[i] = rows[self.parents[i]]
+            rows[i, self.depths[i] :] = i
         return rows
 
     @cached_property

@@ -11,12 +11,13 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, ValidationInfo
 
 from .acceptance.rules import GREEDY, RuleJson, rule_json
+from .book import Lookup, TreeBook
 from .errors import InputError
 from .files import write_beside
 from .reading import Count, Number, Object, Share, Text, Whole, one_of, read_as, read_json, shown
-from .tree import CandidateTree, check_paths
+from .tree import LONGEST_CHAIN, CandidateTree, check_paths
 
-FORMAT, MAJOR, MINOR = "medusa-tree", 1, 2
+FORMAT, MAJOR, MINOR = "medusa-tree", 1, 3
 MEND = "write the file again with medusa-tree calibrate or plan"
 
 
@@ -24,7 +25,7 @@ def _a_row_a_head(value: Any, info: ValidationInfo) -> Any:
     heads, candidates = info.data.get("heads"), info.data.get("candidates")
     rows = value if isinstance(value, list | tuple) else []
     lengths = [len(row) if isinstance(row, list | tuple) else -1 for row in rows]
-    if None not in (heads, candidates) and (len(lengths) != heads or set(lengths) != {candidates}):
+    if None not in (heads, candidates) and (len(lengths) != heads or set(lengths) - {candidates}):
         raise InputError(f"must be a list of {heads} rows, one a head, of {candidates} numbers each")
     return value
 
@@ -48,11 +49,47 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class BookTree:
+    """One tree of a book: heads' paths, and behind the root a chain of looked-up tokens."""
+
+    match: Annotated[Count, Field(description="Least match length from which it is used.")]
+    paths: Annotated[
+        tuple[Ordinal, ...],
+        Field(description="Numbers of its paths, from 0.", json_schema_extra={"uniqueItems": True}),
+    ]
+    lookup: Annotated[Count, Field(le=LONGEST_CHAIN, description="Looked-up tokens in its chain.")]
+    share: Annotated[Share, Field(description="Of the steps, predicted.")] = 0.0
+
+
+@dataclass(frozen=True)
+class Drafted:
+    """Accepted tokens a step, predicted, by who drafted them: a step keeps the deeper of the two families."""
+
+    both: Annotated[Number, Field(ge=0, description="By either alone.")]
+    heads: Annotated[Number, Field(ge=0, description="By the heads alone.")]
+    lookup: Annotated[Number, Field(ge=0, description="By the lookup alone.")]
+
+
+@dataclass(frozen=True)
+class Book:
+    """Heads and lookup together: a few trees, each for a range of match lengths, and what to expect of them."""
+
+    lookup: Lookup
+    trees: Annotated[tuple[BookTree, ...], Field(min_length=1)]
+    acceptance_length: Annotated[Estimate, Field(description="Tokens a step, by replay on held-out sequences.")]
+    step_latency_ms: Annotated[Estimate, Field(description="Over the trees as they are used.")]
+    tokens_per_s: Annotated[Estimate, Field(description="Over the whole batch.")]
+    speedup: Annotated[Estimate, Field(description="Over plain decoding by the same runtime.")]
+    over_heads: Annotated[Estimate, Field(description="Tokens/s over the point's own tree, paired.")]
+    drafted: Drafted
+
+
+@dataclass(frozen=True)
 class OperatingPoint:
     """What to run at one batch and context, and what to expect of it.
 
     The tree is the first ``nodes`` paths no deeper than ``depth``, or the paths numbered in ``own`` where it needs an
-    order of its own; 0 nodes: plain decoding is fastest.
+    order of its own; 0 nodes: plain decoding is fastest. All figures are of this tree; of the ``book`` it has its own.
     """
 
     batch: Whole
@@ -78,6 +115,12 @@ class OperatingPoint:
     engine: Annotated[Object, Field(description="Settings of the engine that it was planned for; empty: none.")] = (
         field(default_factory=dict, hash=False)
     )
+    book: Annotated[
+        Book | None,
+        Field(
+            description="Since 1.3, for runtimes that look up: what is faster than the tree alone; null where nothing is, or was asked for."
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -98,7 +141,7 @@ class TreeFile:
             "what the node adds to the accepted length, where it may rise behind an ancestor taken for its sake."
         ),
     ]
-    heads: Annotated[Whole, Field(description="H, heads profiled.")]
+    heads: Annotated[Count, Field(description="H, heads profiled; 0 where lookup alone was planned, since 1.3.")]
     candidates: Annotated[Whole, Field(description="K, candidates kept a head.")]
     head_accuracy: Annotated[
         tuple[tuple[Share, ...], ...],
@@ -124,14 +167,27 @@ class TreeFile:
         return min(self.operating_points, key=away)
 
     def tree(self, batch: int = 1, context: int | None = None) -> CandidateTree:
-        """The tree to run at this batch and context; empty where plain decoding is fastest."""
+        """The heads' tree for this batch and context, for engines that do not look up; empty where plain decoding is fastest."""
         return self.tree_of(self.point(batch, context))
+
+    def book(self, batch: int = 1, context: int | None = None, beside: tuple[int, ...] = ()) -> TreeBook:
+        """What to run at this batch and context; ``beside`` are the tokens of the user's text that it looks up in, if it does."""
+        return self.book_of(self.point(batch, context), beside)
 
     def tree_of(self, point: OperatingPoint) -> CandidateTree:
         """An operating point's tree."""
         if point.own is not None:
             return CandidateTree(tuple(self.paths[i] for i in point.own))
         return CandidateTree(self.paths).cut(point.nodes, point.depth)
+
+    def book_of(self, point: OperatingPoint, beside: tuple[int, ...] = ()) -> TreeBook:
+        """An operating point's book; that of its tree alone where it has none. ``beside``: the tokens of the text that it looks up in besides,
+        if it does."""
+        if point.book is None:
+            return TreeBook.of(self.tree_of(point))
+        trees = tuple(CandidateTree(tuple(self.paths[i] for i in t.paths), t.lookup) for t in point.book.trees)
+        beside = beside if point.book.lookup.file is not None else ()  # another point's
+        return TreeBook(trees, tuple(t.match for t in point.book.trees), point.book.lookup, beside)
 
 
 def write_tree(path: Path, tree: TreeFile) -> None:
@@ -199,3 +255,24 @@ def _check_point(point: OperatingPoint, tree: TreeFile, here: str) -> None:
         tree.tree_of(point)
     except InputError as error:
         raise InputError(f'{here}: "own": {error}') from None
+    if point.book is None:
+        return
+    for t, told in enumerate(point.book.trees):
+        mine = f'{here}: "book", "trees", entry {t}'
+        if any(not 0 <= i < nodes for i in told.paths):
+            raise InputError(f'{mine}: "paths" must be numbers of paths, 0..{nodes - 1}; {MEND}')
+        if (
+            orphan := next(
+                (
+                    i
+                    for i in told.paths
+                    if len(p := tree.paths[i]) > 1 and p[:-1] not in {tree.paths[j] for j in told.paths}
+                ),
+                None,
+            )
+        ) is not None:
+            raise InputError(f'{mine}: "paths" has {orphan}, {list(tree.paths[orphan])}, without its parent; {MEND}')
+    try:
+        tree.book_of(point)
+    except InputError as error:
+        raise InputError(f'{here}: "book": {error}; {MEND}') from None

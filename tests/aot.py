@@ -50,13 +50,14 @@ class Traced(Exception):
     """The pass was traced whole; where there is no GPU it goes no further."""
 
 
-def kernels_in_a_compiled_pass() -> int:
-    """Triton kernels in the one graph that torch.compile's tracer makes of a tiny model's pass over a tree."""
+def kernels_in_a_compiled_pass(of_a_book: bool) -> int:
+    """Triton kernels in the one graph that torch.compile's tracer makes of a tiny model's pass over a tree, or over a tree a sequence."""
     import torch.utils._triton
     from conftest import BUSHY, tiny_model
 
+    from medusa_runtime import CandidateTree, Lookup, TreeBook
     from medusa_runtime.acceptance.rules import GREEDY
-    from medusa_runtime.buffers import TreeBuffers
+    from medusa_runtime.buffers import BookBuffers
     from medusa_runtime.decode import prefill
     from medusa_runtime.step import device_step
 
@@ -68,13 +69,15 @@ def kernels_in_a_compiled_pass() -> int:
         raise Traced
 
     model = tiny_model("gemma2")
-    state = prefill(model, [[5, 6, 7]], 64)
+    book = TreeBook((BUSHY, CandidateTree((), 40)), (0, 1), Lookup()) if of_a_book else BUSHY
+    state = prefill(model, [[5, 6, 7, 5], [8, 9]], 64)
     state.cache.slots.triton = state.cache.slots.fixed = state.cache.slots.static = True
     model.triton = True
+    model.graphs = of_a_book  # the device picks
     model.compile(backend=take, fullgraph=True)
     try:
         with torch.inference_mode():
-            device_step(model, state, TreeBuffers.of(BUSHY, model.device), GREEDY)
+            device_step(model, state, BookBuffers.of(book, model.device), GREEDY)
     except torch._dynamo.exc.BackendCompilerFailed as error:
         if not isinstance(error.inner_exception, Traced):
             raise
@@ -119,7 +122,8 @@ def main() -> None:
         shared[f"sm_{architecture} keep"] = compile_for(
             kv_rows.keep_kernel, architecture, torch.bfloat16, keep, {"num_warps": 1}
         )
-    print(json.dumps({"shared": shared, "calls": kernels_in_a_compiled_pass()}))
+    calls, of_a_book = (kernels_in_a_compiled_pass(of_a_book) for of_a_book in (False, True))
+    print(json.dumps({"shared": shared, "calls": calls, "calls_of_a_book": of_a_book}))
 
 
 if __name__ == "__main__":

@@ -191,7 +191,7 @@ def test_typical_acceptance_is_its_definition(tree, seed, epsilon, delta, temper
     tokens[:, 1:] = tree.ranks[1:]
     buffers, none = TreeBuffers.of(tree, CPU), torch.zeros(2, dtype=torch.int64)
     rule = Typical(epsilon, delta, temperature)
-    best, root, sound = accept(rule, torch.tensor(logits).float(), torch.tensor(tokens), buffers, none, none)
+    best, root, sound, _ = accept(rule, torch.tensor(logits).float(), torch.tensor(tokens), buffers, none, none)
     assert sound.all()
     for b in range(2):
         p = np.exp(logits[b] / temperature)
@@ -228,7 +228,7 @@ def test_no_path_goes_through_logits_that_are_no_numbers(rule, bad):
     logits[:, :, 0] = 20.0
     tokens, none = torch.tensor([[0, 0, 1, 0, 0]] * 2), torch.zeros(2, dtype=torch.int64)
     logits[1, 3] = bad
-    best, _, sound = accept(rule, logits, tokens, TreeBuffers.of(tree, CPU), none, none)
+    best, _, sound, _ = accept(rule, logits, tokens, TreeBuffers.of(tree, CPU), none, none)
     assert best.tolist() == [4, 3], "the path ends where there is no next token"
     assert sound.tolist() == [True, False]
     logits[1, 3], logits[1, 2] = logits[0, 3], bad
@@ -296,5 +296,7 @@ def test_nothing_is_read_on_the_host(rule):
         tree = TreeBuffers.of(BUSHY, CPU)
         m = BUSHY.nodes + 1
         none = torch.zeros(3, dtype=torch.int64)
-        best, root, sound = accept(rule, torch.randn(3, m, 40), torch.zeros(3, m, dtype=torch.int64), tree, none, none)
+        best, root, sound, _ = accept(
+            rule, torch.randn(3, m, 40), torch.zeros(3, m, dtype=torch.int64), tree, none, none
+        )
         assert [x.shape for x in (best, root, sound)] == [(3,)] * 3

@@ -8,15 +8,18 @@ import torch
 from conftest import BUSHY, random_prompts, tiny_base, tiny_heads
 from test_runtime import reference
 
-from medusa_runtime import CandidateTree, InputError, MedusaModel
+from medusa_runtime import CandidateTree, InputError, Lookup, MedusaModel, TreeBook
 from medusa_runtime.acceptance.rules import GREEDY, Sampling, Typical
-from medusa_runtime.buffers import TreeBuffers
+from medusa_runtime.buffers import BookBuffers
 from medusa_runtime.decode import prefill
 from medusa_runtime.graph import KEPT, StepGraph
 from medusa_runtime.step import device_step
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 NEW = 64
+BOOK = TreeBook(
+    (BUSHY, CandidateTree(BUSHY.paths[:5], 6), CandidateTree((), 10)), (0, 1, 3), Lookup("both", 8), (5, 6, 7)
+)
 
 
 def gpu_model(family: str = "llama", dtype: torch.dtype = torch.float32) -> MedusaModel:
@@ -69,11 +72,29 @@ def test_half_precision_decodes(dtype):
     assert sum(a == b for a, b in zip(tree, plain, strict=True)) >= 6
 
 
+@pytest.mark.parametrize(("graphs", "triton"), [(True, True), (False, True), (True, False)])
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_book_is_lossless_and_one_graph(family, batch, graphs, triton):
+    prompts = random_prompts(batch, seed=43)
+    model = gpu_model(family)
+    model.graphs, model.triton = graphs, triton and model.triton
+    out = model.generate(prompts, tree=BOOK, max_new_tokens=NEW)
+    assert out.tokens == gpu_reference(family, prompts)
+    if graphs:
+        assert len(model.workspace.graphs) == 1
+    base = tiny_base(family)
+    assert out == MedusaModel(base, tiny_heads(base)).generate(prompts, tree=BOOK, max_new_tokens=NEW), (
+        "as a CPU's host picks"
+    )
+
+
 @pytest.mark.parametrize("rule", [GREEDY, Sampling(seed=1), Typical()])
-def test_the_step_never_waits_for_the_device(rule):
+@pytest.mark.parametrize("book", [BUSHY, BOOK], ids=["tree", "book"])
+def test_the_step_never_waits_for_the_device(rule, book):
     model = gpu_model()
     state = prefill(model, random_prompts(3, seed=44), 400, max_new_tokens=300, stops=[7])
-    tree = TreeBuffers.of(BUSHY, model.device)
+    tree = BookBuffers.of(book, model.device)
     with torch.inference_mode():
         device_step(model, state, tree, rule)  # kernels compiled, addresses uploaded
         torch.cuda.synchronize()
@@ -88,7 +109,7 @@ def test_the_step_never_waits_for_the_device(rule):
 def test_replays_allocate_nothing_and_copy_nothing_to_the_host():
     model = gpu_model()
     state = prefill(model, random_prompts(3, seed=45), 600)
-    run = StepGraph(model, state, TreeBuffers.of(BUSHY, model.device), GREEDY)
+    run = StepGraph(model, state, BookBuffers.of(BUSHY, model.device), GREEDY)
     run()
     before = torch.cuda.memory_stats()["allocation.all.allocated"]
     activities = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]

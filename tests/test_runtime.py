@@ -12,9 +12,10 @@ from medusa_runtime import CandidateTree, InputError, MedusaModel, Sampling, str
 from medusa_runtime.acceptance.accept import accept
 from medusa_runtime.acceptance.rules import GREEDY
 from medusa_runtime.attention import AttentionContext, TreeMask
-from medusa_runtime.buffers import TreeBuffers
+from medusa_runtime.buffers import BookBuffers, TreeBuffers
 from medusa_runtime.cache.cache import TreeCache
-from medusa_runtime.decode import prefill, rule_for
+from medusa_runtime.decode import prefill
+from medusa_runtime.request import rule_for
 from medusa_runtime.step import step
 from medusa_runtime.treefile import TreeFile
 
@@ -155,7 +156,7 @@ def test_heads_are_evaluated_once_a_sequence_a_step_and_only_those_the_tree_uses
 
 def test_the_cache_is_allocated_once_and_compacted_in_place():
     model, prompts = tiny_model(), random_prompts(2, seed=6)
-    buffers = TreeBuffers.of(BUSHY, torch.device("cpu"))
+    buffers = BookBuffers.of(BUSHY, torch.device("cpu"))
     state = prefill(model, prompts, 120)
     places = [(layer.keys.data_ptr(), layer.values.data_ptr()) for layer in state.cache.layers]
     for _ in range(12):
@@ -176,10 +177,10 @@ def test_the_cache_is_allocated_once_and_compacted_in_place():
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_static_cache_decodes_the_same(family, count):
     model, prompts = tiny_model(family), random_prompts(count, seed=9)
-    buffers = TreeBuffers.of(BUSHY, torch.device("cpu"))
+    buffers = BookBuffers.of(BUSHY, torch.device("cpu"))
     exact, static = (prefill(model, prompts, 150, static=s) for s in (False, True))
     for _ in range(15):
-        (a, _), (b, _) = step(model, exact, buffers), step(model, static, buffers)
+        (a, _, _), (b, _, _) = step(model, exact, buffers), step(model, static, buffers)
         assert torch.equal(a, b)
 
 
@@ -212,7 +213,7 @@ def test_greedy_acceptance_finds_the_deepest_agreeing_node(tree, seed):
     tokens[:, 1:] = torch.as_tensor(tree.ranks[1:])  # siblings differ, as a head's candidates do
     logits = torch.nn.functional.one_hot(predicted, 4).float()
     buffers, none = TreeBuffers.of(tree, torch.device("cpu")), torch.zeros(2, dtype=torch.int64)
-    best, root, sound = accept(GREEDY, logits, tokens, buffers, none, none)
+    best, root, sound, _ = accept(GREEDY, logits, tokens, buffers, none, none)
     assert sound.all()
     for b in range(2):
         at = 0

@@ -12,7 +12,7 @@ from tape import NoHostReads, stand_in
 
 from medusa_runtime import CandidateTree, InputError, decode, stream
 from medusa_runtime.acceptance.rules import GREEDY, Sampling, Typical
-from medusa_runtime.buffers import TreeBuffers
+from medusa_runtime.buffers import BookBuffers, TreeBuffers
 from medusa_runtime.cache.slots import Slots
 from medusa_runtime.decode import Readback, prefill
 from medusa_runtime.step import cut, device_step, step
@@ -24,8 +24,8 @@ NEW = 24
 class Copied(Readback):
     """As on a GPU: the host gets a copy, made before the next replay overwrites the result."""
 
-    def __init__(self, tokens, emitted):
-        super().__init__(tokens.clone(), emitted.clone())
+    def __init__(self, *parts):
+        super().__init__(*(part.clone() for part in parts))
 
 
 def captured(model, monkeypatch, ahead=1):
@@ -158,7 +158,7 @@ def test_interpreted_kernels_decode_the_same(family, batch):
 def test_the_step_reads_nothing_and_moves_nothing(rule):
     """No value reaches the host between a batch's state and its next; every tensor of the state stays where it is."""
     model, prompts = tiny_model(), random_prompts(3, seed=19)
-    tree = TreeBuffers.of(BUSHY, CPU)
+    tree = BookBuffers.of(BUSHY, CPU)
     state = prefill(model, prompts, 160, max_new_tokens=90, stops=[7])
     kept = [*state.tensors(), *(s for layer in state.cache.layers for s in (layer.keys, layer.values))]
     places = [t.data_ptr() for t in kept]
@@ -175,7 +175,7 @@ def test_the_step_reads_nothing_and_moves_nothing(rule):
 def test_steps_leave_nothing_behind():
     """As many tensors after 40 steps as after 10: what a step makes, it lets go."""
     model = tiny_model()
-    tree, counts = TreeBuffers.of(BUSHY, CPU), []
+    tree, counts = BookBuffers.of(BUSHY, CPU), []
     state = prefill(model, random_prompts(2, seed=20), 400)
     for n in range(40):
         step(model, state, tree)
@@ -219,12 +219,12 @@ def test_what_counts_of_a_steps_text(text, stops, data):
 
 def test_a_sequence_that_has_ended_stays_as_it_is():
     model, prompts = tiny_model(), random_prompts(2, seed=21)
-    tree = TreeBuffers.of(BUSHY, CPU)
+    tree = BookBuffers.of(BUSHY, CPU)
     state = prefill(model, prompts, 120, max_new_tokens=60)
     with torch.inference_mode():
         state.left[0] = 3
     for _ in range(8):
-        _, emitted = step(model, state, tree)
+        _, emitted, _ = step(model, state, tree)
     assert emitted[0] == 0
     assert emitted[1] > 0
     assert state.cache.slots.lengths[0] == len(prompts[0]) + 3
@@ -260,7 +260,7 @@ def test_what_does_not_fit_is_refused_with_its_numbers():
         prefill(model, [[5] * 30], 20)
     state = prefill(model, [[5] * 30], 40)
     with pytest.raises(InputError, match=r"13 new tokens .a tree of 12 nodes.* behind the 30 .* cache of 40 slots"):
-        step(model, state, TreeBuffers.of(BUSHY, CPU))
+        step(model, state, BookBuffers.of(BUSHY, CPU))
     with pytest.raises(
         InputError, match=r"out of memory: a KV cache of 1 sequence.s. x \d+ tokens x 2 layers takes \d+"
     ):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..tree import CandidateTree
 
@@ -20,37 +22,69 @@ TREE_ATTENTION = "medusa_tree"  # the name under which transformers knows our at
 class TreeMask:
     """Who sees whom among a tree's M tokens, made once a tree; one for each device that holds layers.
 
-    depths: (M,) int64, each token's distance from the root.
-    ancestors: (M, M) bool, row i may look at token j. bits: (M, ceil(M / 32)) int32, the same, packed.
+    R rows: one that all sequences of a batch share, or one a sequence.
+
+    depths: (R, M) int64, each token's distance from the root.
+    ancestors: (R, M, M) bool, row i may look at token j. bits: (R, M, ceil(M / 32)) int32, the same, packed.
+    tables, which: of rows that were taken for a step, the trees' own masks, and (R,) int64 which of them.
     """
 
     depths: Tensor
     ancestors: Tensor
     bits: Tensor
+    tables: TreeMask | None = field(default=None, repr=False)
+    which: Tensor | None = field(default=None, repr=False)
     _strips: dict[tuple, Tensor] = field(default_factory=dict, repr=False)
     _elsewhere: dict[torch.device, TreeMask] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, tree: CandidateTree, device: torch.device) -> TreeMask:
         depths, ancestors, bits = (
-            torch.as_tensor(a, device=device) for a in (tree.depths, tree.ancestors, tree.ancestor_bits)
+            torch.as_tensor(a, device=device)[None] for a in (tree.depths, tree.ancestors, tree.ancestor_bits)
         )
         return cls(depths, ancestors, bits)
+
+    @classmethod
+    def stack(cls, masks: Sequence[TreeMask]) -> TreeMask:
+        """One below the other, padded to the most tokens by some that stand where the root does, and that only they themselves see."""
+        most = max(m.depths.shape[1] for m in masks)
+        words = -(-most // 32)
+        token = torch.arange(most, device=masks[0].depths.device)
+        depths, ancestors, bits = [], [], []
+        for m in masks:
+            count = m.depths.shape[1]
+            missing, more = most - count, token[count:]
+            depths.append(F.pad(m.depths, (0, missing)))
+            ancestors.append(F.pad(m.ancestors, (0, missing, 0, missing)))
+            bits.append(F.pad(m.bits, (0, words - m.bits.shape[2], 0, missing)))
+            ancestors[-1][:, more, more] = True
+            bits[-1][:, more, more // 32] = (1 << more % 32).to(torch.int32)
+        return cls(torch.cat(depths), torch.cat(ancestors), torch.cat(bits))
+
+    def rows(self, which: Tensor) -> TreeMask:
+        """Those numbered ``which`` (B,) int64, one a sequence."""
+        return TreeMask(self.depths[which], self.ancestors[which], self.bits[which], self, which)
 
     def on(self, device: torch.device) -> TreeMask:
         """The same on another device; copied once."""
         if device == self.depths.device:
             return self
         if device not in self._elsewhere:
-            self._elsewhere[device] = TreeMask(self.depths.to(device), self.ancestors.to(device), self.bits.to(device))
+            if self.tables is not None and self.which is not None:
+                made = self.tables.on(device).rows(self.which.to(device))
+            else:
+                made = TreeMask(self.depths.to(device), self.ancestors.to(device), self.bits.to(device))
+            self._elsewhere[device] = made
         return self._elsewhere[device]
 
     def strip(self, window: int | None, group: int, dtype: torch.dtype) -> Tensor:
-        """(group x M, before + M + 1): 0 where visible, -inf where not, by a slot's distance from the root.
+        """(R, group x M, before + M + 1): 0 where visible, -inf where not, by a slot's distance from the root.
 
         What a token sees of a slot depends on nothing but that distance, so a step's mask is this strip, read from another
         place. ``before`` columns stand for accepted tokens, the furthest for all beyond it; the last for unused slots.
         """
+        if self.tables is not None:
+            return self.tables.strip(window, group, dtype)[self.which]
         if torch.compiler.is_compiling():  # a compiled pass makes its own, and must not depend on what is there already
             return self._make_strip(window, group, dtype)
         key = (window, group, dtype)
@@ -59,13 +93,14 @@ class TreeMask:
         return self._strips[key]
 
     def _make_strip(self, window: int | None, group: int, dtype: torch.dtype) -> Tensor:
-        device, new = self.depths.device, len(self.depths)
-        position = torch.cat([torch.arange(-_before(window), 0, device=device), self.depths])
-        seen = torch.cat([self.ancestors.new_ones(new, _before(window)), self.ancestors], dim=1)
+        device, (rows, new) = self.depths.device, self.depths.shape
+        position = torch.cat([torch.arange(-_before(window), 0, device=device).expand(rows, -1), self.depths], dim=1)
+        seen = torch.cat([self.ancestors.new_ones(rows, new, _before(window)), self.ancestors], dim=2)
         if window is not None:
-            seen = seen & (self.depths[:, None] - position < window)
-        seen = torch.cat([seen, seen.new_zeros(new, 1)], dim=1)
-        return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, float("-inf")).repeat(group, 1)
+            seen = seen & (self.depths[:, :, None] - position[:, None] < window)
+        seen = torch.cat([seen, seen.new_zeros(rows, new, 1)], dim=2)
+        strip = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, float("-inf"))
+        return strip.repeat(1, group, 1)
 
 
 def _before(window: int | None) -> int:
@@ -108,8 +143,11 @@ class AttentionContext:
                 strip = self.tree.on(device).strip(window, group, dtype)
                 from_root = torch.arange(slots, device=device) - self.slots.lengths_on(device)[:, None]
                 column = from_root.clamp_(-_before(window), queries) + _before(window)
-                mask = strip.index_select(1, column.flatten()).view(len(strip), -1, slots)
-                self._masks[key] = mask.transpose(0, 1)[:, None]
+                if len(strip) == 1:
+                    mask = strip[0].index_select(1, column.flatten()).view(strip.shape[1], -1, slots).transpose(0, 1)
+                else:
+                    mask = strip.gather(2, column[:, None].expand(-1, strip.shape[1], -1))
+                self._masks[key] = mask[:, None]
         return self._masks[key]
 
 

@@ -43,7 +43,7 @@ def _accumulate(acc, top, total, scores, v):
 def tree_kernel(
     query, key, value, out, partial, lse, lengths, depths, bits, scale, softcap,
     q_batch, q_head, q_row, k_batch, k_head, k_slot, v_batch, v_head, v_slot,
-    queries, key_heads, window, words,
+    queries, key_heads, window, words, next_depths, next_bits,
     GROUP: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -54,6 +54,7 @@ def tree_kernel(
     tile, split, pair = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     batch, head = (pair // key_heads).to(tl.int64), (pair % key_heads).to(tl.int64)
     length = tl.load(lengths + batch).to(tl.int32)
+    depths, bits = depths + batch * next_depths, bits + batch * next_bits  # of this sequence's tree
 
     row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     real = row < GROUP * queries
@@ -198,8 +199,8 @@ def attend(
         query: (B, Hq, M, D).
         key, value: (B, Hkv, capacity, D), the whole cache; slots 0 .. length + M - 1 of each sequence are read.
         lengths: (B,) int64 on the device: accepted tokens, the tree's stand right behind them.
-        depths: (M,) integer, each token's distance from the root.
-        bits: (M, ceil(M / 32)) int32, bit j of row i set where token i may look at token j.
+        depths: (R, M) integer, each token's distance from the root; R is 1 where all sequences have the same tree, else B.
+        bits: (R, M, ceil(M / 32)) int32, bit j of row i set where token i may look at token j.
         window: a token sees only those less than so many positions before it.
         softcap: logits become softcap * tanh(logits / softcap).
         splits: runs a sequence's slots are cut into; by default so many as fill the device.
@@ -223,7 +224,7 @@ def attend(
         tree_kernel[(row_tiles, splits, batch * key_heads)](
             query, key, value, out, partial, lse, lengths, depths, bits, scale, softcap or 0.0,
             *query.stride()[:3], *key.stride()[:3], *value.stride()[:3],
-            queries, key_heads, window or 0, bits.shape[1],
+            queries, key_heads, window or 0, bits.shape[2], *(x.stride(0) if len(x) > 1 else 0 for x in (depths, bits)),
             GROUP=group, WIDTH=width, SPLITS=splits, WINDOW=window is not None, SOFTCAP=softcap is not None, **tile,
         )  # fmt: skip
         if splits > 1:

@@ -53,15 +53,23 @@ def load_heads(where: str | Path | Source) -> MedusaHeads:
         InputError: no heads there, an unreadable file, or keys, shapes and numbers that are not Medusa heads.
     """
     source = where if isinstance(where, Source) else Source.of(where)
+    heads = find_heads(source)
+    if heads is None:
+        raise InputError(
+            f"{source.where}: no Medusa heads there ({SAFETENSORS}, {PICKLE} or {PREFIX}* weights); name them with --heads"
+        )
+    return heads
+
+
+def find_heads(source: Source) -> MedusaHeads | None:
+    """As :func:`load_heads`; None where no heads are. What is damaged or does not fit is an InputError here, too."""
     config_path = source.file(CONFIG)
     config = {} if config_path is None else read_config(source)
     path = source.file(SAFETENSORS) or source.file(PICKLE)
     if path is None and config.get("model_type") != "medusa":
         state = _from_shards(source, PREFIXES)
         if not state:
-            raise InputError(
-                f"{source.where}: no Medusa heads there ({SAFETENSORS}, {PICKLE} or {PREFIX}* weights); name them with --heads"
-            )
+            return None
         return heads_from_state(state, source.where, checked(ModelConfig, config, str(config_path)))
     # Beside heads may stand their own config, or a model's.
     alone = is_heads_repository(config) or config.get("model_type") == "medusa"
