@@ -1,10 +1,10 @@
-"""Decode the same held-out prompts with the tree, plainly, and with transformers' generate, with and without its
-prompt lookup, in turns.
+"""Decode the same held-out prompts plainly, with the heads' tree, with a lookup alone, with both together, and with transformers'
+generate, with and without its prompt lookup, in turns.
 
     python benchmarks/decode.py [--device cuda] [-o benchmarks/results/decode.json]
 
 Whole requests are timed, prefill included; ratios are of sums over all prompts, with 95% bootstrap intervals
-over prompts. Without --tree the demo is calibrated first, on this device.
+over prompts; by quartile of how much the answers repeat themselves, too. Without --tree the demo is calibrated first, on this device.
 """
 
 from __future__ import annotations
@@ -24,10 +24,13 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, logging
 from turns import in_turns
 
-from medusa_runtime import CandidateTree, MedusaModel
+from medusa_runtime import CandidateTree, MedusaModel, TreeBook
 from medusa_runtime.treefile import read_tree
 from medusa_tree.bundled import resolve_corpus, resolve_model
 from medusa_tree.devices.measure import synchronize
+from medusa_tree.planning.budget import Budget
+from medusa_tree.planning.calibration import calibration_path, load_calibration
+from medusa_tree.planning.plan import plan
 from medusa_tree.profiling.corpus import hold_out, read_corpus
 from medusa_tree.profiling.tokens import tokenize
 from medusa_tree.traces.bootstrap import rate_ratio
@@ -64,7 +67,8 @@ def main() -> None:
             str(tree_json),
         ]
         subprocess.run([*command, *(["--device", args.device] if args.device else [])], check=True)
-    tree = read_tree(tree_json).tree()
+    contents, calibration = read_tree(tree_json), load_calibration(calibration_path(tree_json))
+    alone = plan(calibration, Budget(), drafts="lookup").contents
     where, heads = resolve_model("demo", None)
     model = MedusaModel.from_pretrained(where, heads, dtype=args.dtype, device=args.device)
     if args.compile:
@@ -86,12 +90,17 @@ def main() -> None:
 
         return run
 
-    def ours(t: CandidateTree):
-        return lambda prompt: len(model.generate([prompt], tree=t, max_new_tokens=new).tokens[0])
+    def ours(tree: CandidateTree | TreeBook):
+        def run(prompt: list[int]) -> int:
+            answers[tuple(prompt)] = model.generate([prompt], tree=tree, max_new_tokens=new).tokens[0]
+            return len(answers[tuple(prompt)])
 
+        return run
+
+    answers: dict[tuple[int, ...], list[int]] = {}
+    books = {"plain": CandidateTree(), "heads": contents.tree(), "lookup": alone.book(), "both": contents.book()}
     ways = {
-        "plain": ours(CandidateTree()),
-        "tree": ours(tree),
+        **{name: ours(book) for name, book in books.items()},
         "transformers": transformers_generate(),
         "prompt_lookup": transformers_generate(prompt_lookup_num_tokens=LOOKUP),
     }
@@ -106,33 +115,48 @@ def main() -> None:
         synchronize(model.device)
         seconds[name][r, i] = time.perf_counter() - begin
 
-    best = {name: np.median(s, axis=0) for name, s in seconds.items()}  # a prompt's median over the rounds
+    middle = {name: np.median(s, axis=0) for name, s in seconds.items()}  # a prompt's median over the rounds
 
-    def ratio(over: str) -> dict[str, float]:
-        value, low, high = rate_ratio(tokens["tree"], best["tree"], tokens[over], best[over])
+    def ratio(name: str, over: str, some: np.ndarray | slice = slice(None)) -> dict[str, float]:
+        value, low, high = rate_ratio(tokens[name][some], middle[name][some], tokens[over][some], middle[over][some])
         return {"ratio": value, "low": low, "high": high}
 
-    table = Table("", "tokens/s", "the tree's over it")
+    repeated = np.array([repetitiveness(answers[tuple(p)]) for p in prompts])
+    quartiles = np.array_split(np.argsort(repeated, kind="stable"), 4)
+    table = Table("", "tokens/s", "both over it")
     for name in ways:
-        over = ratio(name)
-        interval = "" if name == "tree" else f"{over['ratio']:.2f} ({over['low']:.2f} to {over['high']:.2f})"
-        table.add_row(name.replace("_", " "), f"{tokens[name].sum() / best[name].sum():.0f}", interval)
+        over = ratio("both", name)
+        interval = "" if name == "both" else f"{over['ratio']:.2f} ({over['low']:.2f} to {over['high']:.2f})"
+        table.add_row(name.replace("_", " "), f"{tokens[name].sum() / middle[name].sum():.0f}", interval)
     Console(stderr=True).print(table)
     record(
         "decode",
         model,
         args.out,
-        nodes=tree.nodes,
-        depth=tree.depth,
+        book=[[m, t.nodes, t.heads, t.lookup] for m, t in zip(books["both"].matches, books["both"].trees, strict=True)],
+        nodes=books["heads"].nodes,
+        depth=books["heads"].depth,
         prompts=len(prompts),
         max_new_tokens=new,
         rounds=args.rounds,
-        tokens_per_s={name: float(tokens[name].sum() / best[name].sum()) for name in ways},
-        tree_over_plain=ratio("plain"),
-        tree_over_transformers_generate=ratio("transformers"),
-        tree_over_prompt_lookup=ratio("prompt_lookup"),
+        tokens_per_s={name: float(tokens[name].sum() / middle[name].sum()) for name in ways},
+        both_over={name: ratio("both", name) for name in ways if name != "both"},
+        heads_over={name: ratio("heads", name) for name in ("plain", "transformers", "prompt_lookup")},
+        quartiles_of_repetition=[
+            {
+                "repeated": [float(repeated[q].min()), float(repeated[q].max())],
+                "both_over_heads": ratio("both", "heads", q),
+            }
+            for q in quartiles
+        ],
         compiled=args.compile,
     )
+
+
+def repetitiveness(answer: list[int], n: int = 8) -> float:
+    """The share of an answer's n-grams that stood in it before."""
+    grams = [tuple(answer[i : i + n]) for i in range(len(answer) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 if __name__ == "__main__":

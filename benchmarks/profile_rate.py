@@ -13,7 +13,7 @@ import torch
 from record import demo, record
 
 from medusa_runtime import CandidateTree, MedusaModel
-from medusa_runtime.buffers import TreeBuffers
+from medusa_runtime.buffers import BookBuffers
 from medusa_runtime.decode import prefill
 from medusa_runtime.step import propose, step
 from medusa_tree.bundled import resolve_corpus
@@ -25,7 +25,7 @@ from medusa_tree.profiling.tokens import tokenize
 @torch.inference_mode()
 def one_at_a_time(model: MedusaModel, prompt: list[int], new: int) -> list[list[int]]:
     """A loop as one would first write it: a token, its heads' guesses, the ranks when the truth is known."""
-    plain = TreeBuffers.of(CandidateTree(), model.device)
+    plain = BookBuffers.of(CandidateTree(), model.device)
     state = prefill(model, [prompt], len(prompt) + new)
     guesses, tokens = [], []
     for _ in range(new):

@@ -29,12 +29,13 @@ from medusa_runtime import InputError, MedusaHeads, MedusaModel
 from medusa_runtime.acceptance.rules import GREEDY
 from medusa_runtime.attention import AttentionContext
 from medusa_runtime.attention.function import tree_attention
-from medusa_runtime.buffers import TreeBuffers
+from medusa_runtime.buffers import BookBuffers
 from medusa_runtime.decode import prefill
 from medusa_runtime.graph import Step, stepper
 from medusa_runtime.model import DTYPES, pick_device
 from medusa_runtime.step import State
-from medusa_tree.devices.measure import shape_of, synchronize
+from medusa_tree.devices.measure import synchronize
+from medusa_tree.devices.shape import shape_of
 from medusa_tree.devices.sizes import bushy_tree
 
 SHAPES = {
@@ -102,7 +103,7 @@ def time_steps(runs: dict[int, Step], state: State, context: int, rounds: int, b
 
 
 @torch.inference_mode()
-def time_attention(model: MedusaModel, state: State, tree: TreeBuffers) -> float:
+def time_attention(model: MedusaModel, state: State, tree: BookBuffers) -> float:
     """Seconds of tree attention over all layers, each over its own keys and values, without the rest of the step."""
     config, batch, device = model.base.config, len(state.root), model.device
     width = config.hidden_size // config.num_attention_heads
@@ -112,7 +113,7 @@ def time_attention(model: MedusaModel, state: State, tree: TreeBuffers) -> float
     end = state.cache.slots.in_use(tree.nodes + 1)
 
     def all_layers() -> None:
-        context = AttentionContext(state.cache.slots, tree.mask)
+        context = AttentionContext(state.cache.slots, tree.trees[0].mask)
         for layer in state.cache.layers:
             tree_attention(model, query, layer.keys[:, :, :end], layer.values[:, :, :end], None, tree_context=context)
 
@@ -211,7 +212,7 @@ def main() -> None:
         model.compile()
     shape, size = shape_of(model), dtype.itemsize
     nodes = sorted({0, *args.nodes})
-    trees = {n: TreeBuffers.of(bushy_tree(n, min(n, args.heads), CANDIDATES), device) for n in nodes}
+    trees = {n: BookBuffers.of(bushy_tree(n, min(n, args.heads), CANDIDATES), device) for n in nodes}
     points: list[dict[str, Any]] = []
     for batch in args.batches:
         for context in args.contexts:

@@ -156,7 +156,7 @@ def faults(tree: CandidateTree) -> dict[str, Callable[[], Any]]:
 
     def moved(by: int, root: bool = False) -> Callable[[], Any]:
         def change(mask: TreeMask) -> TreeMask:
-            depths = mask.depths + by * (root | (torch.arange(len(mask.depths), device=mask.depths.device) > 0))
+            depths = mask.depths + by * (root | (torch.arange(mask.depths.shape[1], device=mask.depths.device) > 0))
             return TreeMask(depths, mask.ancestors, mask.bits)
 
         return with_mask(change)
@@ -164,8 +164,8 @@ def faults(tree: CandidateTree) -> dict[str, Callable[[], Any]]:
     def flipped(row: int, column: int) -> Callable[[], Any]:
         def change(mask: TreeMask) -> TreeMask:
             ancestors, bits = mask.ancestors.clone(), mask.bits.clone()
-            ancestors[row, column] ^= True
-            bits[row, column // 32] ^= 1 << column % 32
+            ancestors[:, row, column] ^= True
+            bits[:, row, column // 32] ^= 1 << column % 32
             return TreeMask(mask.depths, ancestors, bits)
 
         return with_mask(change)

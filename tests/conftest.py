@@ -126,15 +126,25 @@ def model(tmp_path_factory):
 
 
 def steady_measure(
-    model, max_nodes, candidates=10, batches=(1,), contexts=(256,), *args, a_node=0.01, a_level=0.02, **kwargs
+    model,
+    max_nodes,
+    candidates=10,
+    batches=(1,),
+    contexts=(256,),
+    *args,
+    a_node=0.01,
+    a_level=0.02,
+    lookup=None,
+    **kwargs,
 ):
     """In the place of devices.measure.measure: step latencies that no other work on the machine can change, and at which trees win;
     a node and a level cost their shares of plain decoding."""
     points = []
     for batch, context in [(b, c) for b in batches for c in contexts]:
-        for tree in grid_trees(max_nodes, model.num_heads, min(candidates, model.medusa_heads.rows)):
-            seconds = 1e-3 * batch * (1 + a_node * tree.nodes + a_level * tree.depth)
-            points.append(LatencyPoint(tree.nodes, tree.depth, batch, context, seconds, 0.99 * seconds, 1.01 * seconds))
+        for tree in grid_trees(max_nodes, model.num_heads, min(candidates, VOCAB), lookup is not None):
+            seconds = 1e-3 * batch * (1 + a_node * tree.nodes + a_level * tree.heads)
+            bounds = (0.99 * seconds, 1.01 * seconds, tree.lookup > 0)
+            points.append(LatencyPoint(tree.nodes, tree.heads, batch, context, seconds, *bounds))
     return LatencyGrid(tuple(points), device_name(model.device), str(model.dtype).removeprefix("torch."))
 
 

@@ -14,7 +14,7 @@ from test_plan import grid
 from test_search import random_trace
 
 from medusa_runtime import InputError
-from medusa_runtime.buffers import TreeBuffers
+from medusa_runtime.buffers import BookBuffers
 from medusa_runtime.decode import prefill
 from medusa_runtime.processes import agreed
 from medusa_runtime.step import step
@@ -142,14 +142,14 @@ def test_timed_steps_leave_the_state_as_it_was():
     state = prefill(model, random_prompts(2, seed=3), 200)
     state.cache.slots.set_lengths([20, 20])
     before = [t.clone() for t in state.tensors()]
-    seen, tree = [], TreeBuffers.of(BUSHY, model.device)
+    seen, tree = [], BookBuffers.of(BUSHY, model.device)
 
     def run():
         out = step(model, state, tree)
         seen.append(state.cache.slots.lengths.tolist())
         return out
 
-    seconds = timing.time_steps(run, state, 20, 1 + HEADS, 4)
+    seconds = timing.time_steps(run, state, [20, 20], 1 + HEADS, 4)
     assert seconds.shape == (4,)
     assert (seconds > 0).all()
     assert all(a < b for one, two in itertools.pairwise([[20, 20], *seen]) for a, b in zip(one, two, strict=True))

@@ -37,6 +37,13 @@ def test_any_number_of_heads_and_candidates(heads, candidates):
     assert table.rows.tolist() == sorted(table.rows.tolist())
 
 
+@given(trees(depth=3, width=4), st.integers(1, 20), st.integers(0, 50))
+def test_a_chain_is_no_path_of_ranks(tree, chain, seed):
+    """What heads have right is the same with looked-up nodes beside their paths."""
+    table = random_trace(seed).table
+    assert table.accepted(CandidateTree(tree.paths, chain)).tolist() == table.accepted(tree).tolist()
+
+
 @given(trees(depth=3, width=4), st.integers(0, 50))
 def test_counts_of_paths_and_their_children(tree, seed):
     trace = random_trace(seed)

@@ -29,7 +29,8 @@ Seconds = Annotated[float, Strict()]  # the grid checks them
 @dataclass(frozen=True)
 class LatencyPoint:
     """One measured step: its tree and load, the median of the repeats in seconds, and their quartiles; where ``calibrate`` measured
-    it, all brought to the mean by the factor that all trees share."""
+    it, all brought to the mean by the factor that all trees share. ``depth`` is the number of heads read: 0 for plain decoding, and
+    for a chain of looked-up tokens."""
 
     nodes: Annotated[Count, Field(le=LARGEST_TREE)]
     depth: Count
@@ -38,6 +39,7 @@ class LatencyPoint:
     seconds: Seconds
     low: Seconds
     high: Seconds
+    lookup: Flag = False
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class LatencyCurve:
     per_head: float
     points: tuple[LatencyPoint, ...] = ()  # measured trees; none where modelled
     steps: npt.NDArray[np.bool_] | None = None  # (n - 1,) is there a step between sizes i and i + 1?
+    lookup: float | None = None  # seconds that looking up adds to a step; None where that is not known
 
     @property
     def largest(self) -> int:
@@ -90,6 +93,10 @@ class Latency(Protocol):
 
     @property
     def dtype(self) -> str: ...
+
+    @property
+    def gpu(self) -> bool:
+        """Whether steps are captured in graphs, each of which has one size."""
 
     @property
     def kind(self) -> str:
@@ -128,14 +135,16 @@ class LatencyGrid:
                     raise InputError(f"{here} {seconds} is no latency in seconds")
             if not p.low <= p.seconds <= p.high:
                 raise InputError(f"{here} the quartiles {p.low} and {p.high} are not around the median, {p.seconds}")
-            if p.nodes < 0 or p.batch < 1 or p.context < 1 or not min(p.nodes, 1) <= p.depth <= p.nodes:
-                raise InputError(f"{here} no such step; a tree of N nodes is 1 to N deep, plain decoding 0")
-        (step, times), *_ = Counter((p.nodes, p.depth, p.batch, p.context) for p in self.points).most_common(1)
+            if p.nodes < 0 or p.batch < 1 or p.context < 1 or not 0 <= p.depth <= p.nodes:
+                raise InputError(f"{here} no such step; a tree of N nodes reads N heads at most, plain decoding none")
+        (step, times), *_ = Counter((p.nodes, p.depth, p.batch, p.context, p.lookup) for p in self.points).most_common(
+            1
+        )
         if times > 1:
-            raise InputError(f"latency grid: (nodes, depth, batch, context) {step} stands twice; keep one of them")
+            raise InputError(f"latency grid: (nodes, depth, batch, context) {step[:4]} stands twice; keep one of them")
         for batch, context in self.loads():
-            sizes = {p.nodes for p in self.points if (p.batch, p.context) == (batch, context)}
-            if 0 not in sizes or len(sizes) < 2:
+            these = [p for p in self.points if (p.batch, p.context) == (batch, context)]
+            if not any(p.nodes == 0 and not p.lookup for p in these) or not any(p.nodes for p in these):
                 raise InputError(
                     f"latency grid: batch {batch}, context {context} needs plain decoding (0 nodes) and at least one tree"
                 )
@@ -166,8 +175,11 @@ class LatencyGrid:
 
     def _fit(self, batch: int, context: int) -> LatencyCurve:
         here = [p for p in self.points if (p.batch, p.context) == (batch, context)]
-        plain = next(p for p in here if p.nodes == 0)
+        plain = next(p for p in here if p.nodes == 0 and not p.lookup)
         trees = [p for p in here if p.nodes > 0]
+        lookup = 0.0 if any(p.lookup for p in here) else None
+        if (looked := next((p for p in here if p.nodes == 0 and p.lookup), None)) is not None:
+            lookup = max(0.0, looked.seconds - plain.seconds)
         by_size = {n: [p for p in trees if p.nodes == n] for n in sorted({p.nodes for p in trees})}
         slopes = [
             (deep.seconds - shallow.seconds) / (deep.depth - shallow.depth)
@@ -176,10 +188,15 @@ class LatencyGrid:
             if deep.depth > shallow.depth
         ]
         per_head = max(0.0, float(np.median(slopes))) if slopes else 0.0
-        base = [float(np.mean([p.seconds - p.depth * per_head for p in same])) for same in by_size.values()]
+        searched = lookup or 0.0  # of steps that looked up
+        base = [
+            float(np.mean([p.seconds - p.depth * per_head - p.lookup * searched for p in same]))
+            for same in by_size.values()
+        ]
         spread = [float(np.mean([p.high - p.low for p in same])) for same in by_size.values()]
         nodes, isotonic = np.array(list(by_size)), isotonic_regression(base).x
-        return LatencyCurve(plain, nodes, isotonic, per_head, tuple(trees), _steps(nodes, isotonic, np.array(spread)))
+        steps = _steps(nodes, isotonic, np.array(spread))
+        return LatencyCurve(plain, nodes, isotonic, per_head, tuple(trees), steps, lookup)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -238,7 +255,9 @@ def _blend(parts: list[tuple[LatencyCurve, float]], batch: int, context: int) ->
         float(sum(w * getattr(c.plain, name) for c, w in parts)) for name in ("seconds", "low", "high")
     )
     spread = np.zeros(len(nodes))
+    known = [w * c.lookup for c, w in parts if c.lookup is not None]
+    lookup = sum(known) if len(known) == len(parts) else None
     return LatencyCurve(
         LatencyPoint(0, 0, batch, context, seconds, low, high), nodes, base, per_head,
-        tuple(p for c, _ in parts for p in c.points), _steps(nodes, base, spread),
+        tuple(p for c, _ in parts for p in c.points), _steps(nodes, base, spread), lookup,
     )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,8 @@ import numpy.typing as npt
 import torch
 
 from medusa_runtime.acceptance.rules import GREEDY, Rule
-from medusa_runtime.buffers import TreeBuffers
+from medusa_runtime.book import Lookup, TreeBook
+from medusa_runtime.buffers import BookBuffers
 from medusa_runtime.decode import Readback, prefill, steps_ahead, stop_tokens
 from medusa_runtime.errors import InputError
 from medusa_runtime.graph import Step, stepper
@@ -24,8 +25,8 @@ from medusa_runtime.tree import CandidateTree
 
 from ..progress import Progress
 from .latency import LatencyCurve, LatencyGrid, LatencyPoint, Load
-from .shape import ModelShape
-from .sizes import grid_trees
+from .rounds import points_of
+from .sizes import grid_trees, longest_chain
 
 ROUNDS = 16
 WARM = 3  # steps before the first round, of which the first is not counted
@@ -37,23 +38,29 @@ MIN_ROUNDS = 3
 CLEAR_AFTER = 4
 SELDOM = 4
 
-Contenders = Callable[
-    [LatencyCurve], tuple[int, int]
-]  # latency at a load -> the least and most nodes of what may be the fastest
+# Latency at a load -> the least and most nodes of what may be the fastest.
+Contenders = Callable[[LatencyCurve], tuple[int, int]]
 
 
-def room_for(model: MedusaModel, max_nodes: int) -> int:
-    """Cache slots that timing needs behind the context."""
-    return BURST * (1 + model.num_heads) + max_nodes + 1
+def most_emitted(model: MedusaModel, max_nodes: int, lookup: bool) -> int:
+    """Tokens that a step can emit, of those timed."""
+    return 1 + max(model.num_heads, longest_chain(max_nodes) if lookup else 0)
 
 
-def timed_contexts(model: MedusaModel, asked: Sequence[int], usual: int, max_nodes: int) -> tuple[int, ...]:
+def room_for(model: MedusaModel, max_nodes: int, lookup: bool = True) -> int:
+    """Cache slots that timing needs behind the context; more with ``lookup``, whose chains are longer than heads are many."""
+    return BURST * most_emitted(model, max_nodes, lookup) + max_nodes + 1
+
+
+def timed_contexts(
+    model: MedusaModel, asked: Sequence[int], usual: int, max_nodes: int, lookup: bool = True
+) -> tuple[int, ...]:
     """The contexts to time at, each once, all of which leave room for timing: those asked for, or the ``usual`` one, cut to the room.
 
     Raises:
         InputError: one asked for does not.
     """
-    room = max(1, (model.max_context or 1 << 30) - room_for(model, max_nodes))
+    room = max(1, (model.max_context or 1 << 30) - room_for(model, max_nodes, lookup))
     if asked and (longest := max(asked)) > room:
         raise InputError(
             f"--context {longest}: with a tree of {max_nodes} nodes {model.name} has room for {room}; give less"
@@ -89,16 +96,16 @@ def synchronize(device: torch.device) -> None:
 
 
 @torch.inference_mode()
-def time_steps(run: Step, state: State, length: int, most: int, steps: int) -> npt.NDArray[np.float64]:
+def time_steps(run: Step, state: State, lengths: Sequence[int], most: int, steps: int) -> npt.NDArray[np.float64]:
     """(steps,) seconds of steps in a row, as the decoding loop takes them: from one step's tokens read on the host to the next's,
-    on a GPU with one step more launched already. The state is then put back to ``length`` tokens a sequence, so that every
+    on a GPU with one step more launched already. The state is then put back to so many tokens a sequence, so that every
     repeat does the same work.
 
     Args:
         most: tokens that a step can emit.
     """
     before, slots, device = [t.clone() for t in state.tensors()], state.cache.slots, state.root.device
-    ahead, flying, lengths = steps_ahead(device), deque[Readback](), [length] * len(state.root)
+    ahead, flying, reached = steps_ahead(device), deque[Readback](), list(lengths)
     read = []
     synchronize(device)
     begin = time.perf_counter()
@@ -106,13 +113,13 @@ def time_steps(run: Step, state: State, length: int, most: int, steps: int) -> n
         if i < steps:
             flying.append(Readback(*run()))
         if i >= ahead:
-            _, emitted = flying.popleft().wait()
+            _, emitted, _ = flying.popleft().wait()
             read.append(time.perf_counter())
-            lengths = [a + b for a, b in zip(lengths, emitted, strict=True)]
-            slots.expect(0, len(flying) * most, lengths)
+            reached = [a + b for a, b in zip(reached, emitted, strict=True)]
+            slots.expect(0, len(flying) * most, reached)
     for tensor, value in zip(state.tensors(), before, strict=True):
         tensor.copy_(value)
-    slots.set_lengths([length] * len(state.root))
+    slots.set_lengths(lengths)
     return np.diff(read, prepend=begin)
 
 
@@ -128,6 +135,8 @@ def measure(
     rule: Rule = GREEDY,
     contenders: Contenders | None = None,
     leave_out: Callable[[Load, InputError], object] | None = None,
+    lookup: Lookup | None = None,
+    beside: tuple[int, ...] = (),
 ) -> LatencyGrid:
     """Step latency over the grid. Every round times its trees in a new random order, so that a machine that slows down
     for a while slows all of them; each in a short burst, as decoding takes the same step again and again.
@@ -136,7 +145,7 @@ def measure(
     choose. So the sizes that may be the fastest, and plain decoding, are in every round, the others in some.
 
     No step emits more than 1 + H tokens, so a tree whose step takes over 1 + H times plain decoding's cannot win,
-    nor can a larger one: a load's sizes end there.
+    nor can a larger one: a load's sizes end there. With a lookup the longest chain stands for H, where it is longer.
 
     Processes that a model is split over all go by the first one's clock, and have the same grid in the end.
 
@@ -151,11 +160,16 @@ def measure(
         leave_out: told of a load for which memory does not suffice, if any other does; by default, and where the model is split
             over processes, that is an error.
         progress: called with how many of the ``rounds`` rounds a load are done since it was last called.
+        lookup: with it chains are timed, too, and plain decoding that looks up, for what that adds to a step.
+        beside: tokens of the user's own text that is looked up in besides.
     """
-    trees = grid_trees(max_nodes, model.num_heads, min(candidates, model.medusa_heads.rows))
+    looks = lookup is not None
+    width = candidates if model.heads is None else min(candidates, model.heads.rows)
+    trees = [(tree, tree.lookup > 0) for tree in grid_trees(max_nodes, model.num_heads, width, looks)]
     job = _Job(
-        model, trees, room_for(model, max_nodes), rounds, rule, np.random.default_rng(seed), contenders, progress
-    )
+        model, [*trees, *[(CandidateTree(), True)] * looks], room_for(model, max_nodes, looks), most_emitted(model, max_nodes, looks), rounds, rule,
+        np.random.default_rng(seed), contenders, progress, lookup, beside,
+    )  # fmt: skip
     points: list[LatencyPoint] = []
     for load in [(b, c) for b in batches for c in contexts]:
         try:
@@ -166,50 +180,54 @@ def measure(
             leave_out(load, error)
             progress(rounds)
         else:
-            points += _points(timed, load, seconds)
+            points += points_of(timed, load, seconds)
     return LatencyGrid(tuple(points), place_name(model), model.dtype_name, gpu=model.device.type == "cuda")
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What is timed at every load, and how; ``room`` is the cache slots that it needs behind the context."""
+    """What is timed at every load, and how; ``room`` is the cache slots that it needs behind the context, ``most`` the tokens that a
+    step can emit. trees: each with whether its step looks up, as a chain's does."""
 
     model: MedusaModel
-    trees: list[CandidateTree]
+    trees: list[tuple[CandidateTree, bool]]
     room: int
+    most: int
     rounds: int
     rule: Rule
     rng: np.random.Generator
     contenders: Contenders | None
     progress: Progress
-
-    @property
-    def most(self) -> int:
-        """Tokens that a step can emit."""
-        return 1 + self.model.num_heads
+    lookup: Lookup | None
+    beside: tuple[int, ...]
 
 
-def _time_load(job: _Job, load: Load) -> tuple[list[CandidateTree], npt.NDArray[np.float64]]:
+def _time_load(job: _Job, load: Load) -> tuple[list[tuple[CandidateTree, bool]], npt.NDArray[np.float64]]:
     """The trees worth timing at a load, and (rounds, BURST, trees) seconds of their steps, not a number where one was not in
     a round. The cache is free when this is done, before the next load's is made."""
     model, (batch, context) = job.model, load
-    prompts = job.rng.integers(0, model.medusa_heads.vocab_size, (batch, context)).tolist()
+    prompts = job.rng.integers(0, model.vocab_size, (batch, context)).tolist()
+    if (
+        batch > 1 and context > 1
+    ):  # as in decoding, sequences are of different lengths, whose rows are not written as slices
+        prompts[0].pop()
+    lengths = list(map(len, prompts))
     # As decoding does, a step looks for the end of each sequence, and never finds it.
     stops = [NO_TOKEN] * len(stop_tokens(model, None))
     state = prefill(model, prompts, context + job.room, rule=job.rule, max_new_tokens=ENDLESS, stops=stops)
-    runs = _warm_up(job, state, context)
+    runs = _warm_up(job, state, lengths)
     timed, steps = [job.trees[i] for i in runs], list(runs.values())
     seconds = np.full((job.rounds, BURST, len(steps)), np.nan)
     always = set(range(len(steps)))
     begin = time.perf_counter()
     for r in range(job.rounds):
         if job.contenders is not None and r == CLEAR_AFTER:
-            so_far = LatencyGrid(tuple(_points(timed, load, seconds[:r])), "", "")
+            so_far = LatencyGrid(tuple(points_of(timed, load, seconds[:r])), "", "")
             smallest, largest = job.contenders(so_far.curve(*load))
-            always = {i for i, t in enumerate(timed) if t.nodes == 0 or smallest <= t.nodes <= largest}
+            always = {i for i, (t, _) in enumerate(timed) if t.nodes == 0 or smallest <= t.nodes <= largest}
         for i in job.rng.permutation(len(steps)):
             if i in always or r % SELDOM == 0:
-                seconds[r, :, i] = time_steps(steps[i], state, context, job.most, BURST)
+                seconds[r, :, i] = time_steps(steps[i], state, lengths, job.most, BURST)
         seconds[r], elapsed = agreed(model, (seconds[r], time.perf_counter() - begin))
         job.progress(1)
         if r + 1 >= MIN_ROUNDS and elapsed > SECONDS_A_LOAD:
@@ -218,68 +236,48 @@ def _time_load(job: _Job, load: Load) -> tuple[list[CandidateTree], npt.NDArray[
     return timed, seconds
 
 
-def _points(trees: list[CandidateTree], load: Load, seconds: npt.NDArray[np.float64]) -> list[LatencyPoint]:
-    """What steps take, of what :func:`_time_load` timed: medians and quartiles, brought to the mean by one factor for all trees.
-
-    A machine that is slow for some rounds would favour the trees that sat them out. So each round is brought to the usual
-    level by the trees that are in all of them; the quartiles have the levels' spread in them again. Tokens a second are over
-    the mean step, slow ones included; a tree's own mean would be noise, but how far means are above medians is the machine's.
-    """
-    counted = seconds[:, 1:]
-    round_medians = np.median(counted, axis=1)
-    in_all = round_medians[:, np.isfinite(round_medians).all(axis=0)]
-    level = np.median(in_all / np.median(in_all, axis=0), axis=1)
-    steady = counted / level[:, None, None]
-    median = np.nanmedian(steady, axis=(0, 1))
-    to_mean = float(np.nanmean(steady / median) * level.mean())
-    points = []
-    for i, t in enumerate(trees):
-        each = steady[:, :, i][np.isfinite(round_medians[:, i])]
-        low, high = np.percentile(np.outer(each, level), [25, 75])
-        low, middle, high = (to_mean * float(x) for x in (min(low, median[i]), median[i], max(high, median[i])))
-        points.append(LatencyPoint(t.nodes, t.depth, *load, middle, low, high))
-    return points
-
-
-def _warm_up(job: _Job, state: State, context: int) -> dict[int, Step]:
+def _warm_up(job: _Job, state: State, lengths: Sequence[int]) -> dict[int, Step]:
     """Kernels chosen, memory touched, graphs captured: the steps worth timing, by the number of their tree, from small to
     large until one takes over ``job.most`` times plain decoding."""
     runs: dict[int, Step] = {}
-    plain = np.inf
-    for i in sorted(range(len(job.trees)), key=lambda i: (job.trees[i].nodes, -job.trees[i].depth)):
-        buffers = TreeBuffers.of(job.trees[i], job.model.device)
-        runs[i] = stepper(job.model, state, buffers, job.rule, runs.values())
-        warm = agreed(job.model, time_steps(runs[i], state, context, job.most, WARM)[1:].min())
-        if buffers.nodes == 0:
+    plain, said = np.inf, job.beside
+    for i in sorted(range(len(job.trees)), key=lambda i: (job.trees[i][0].nodes, -job.trees[i][0].depth)):
+        tree, looks = job.trees[i]
+        runs[i] = _stepper(job, state, tree, said if looks else None, runs.values())
+        warm = agreed(job.model, time_steps(runs[i], state, lengths, job.most, WARM)[1:].min())
+        if tree.nodes == 0 and not looks:
             plain = warm
+            if job.lookup is not None:
+                said = (*job.beside, *_roots(runs[i], state, lengths))
         elif warm > 1.5 * job.most * plain:  # half as much again: warm steps are noisy figures
             break
     return runs
 
 
-def shape_of(model: MedusaModel) -> ModelShape:
-    """The shape of a loaded model and its heads, by counting its weights."""
-    config = model.base.config.get_text_config()
-    table, output = model.base.get_input_embeddings().weight, model.base.get_output_embeddings().weight
-    layer_params = expert_params = 0
-    for name, weight in model.base.named_parameters():
-        if weight is table or weight is output:
-            continue
-        if ".experts." in name:
-            expert_params += weight.numel()
-        else:
-            layer_params += weight.numel()
-    query_heads = config.num_attention_heads
-    experts = next(
-        (int(n) for k in ("num_local_experts", "num_experts", "n_routed_experts") if (n := getattr(config, k, None))), 0
-    )
-    return ModelShape(
-        layers=config.num_hidden_layers, hidden_size=config.hidden_size, query_heads=query_heads,
-        kv_heads=getattr(config, "num_key_value_heads", None) or query_heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // query_heads, vocab_size=output.shape[0],
-        layer_params=layer_params, output_params=output.numel(),
-        head_params=sum(p.numel() for p in model.medusa_heads.parameters()) // model.num_heads, heads=model.num_heads,
-        expert_params=expert_params if experts else 0, experts=experts if expert_params else 0,
-        experts_per_token=int(getattr(config, "num_experts_per_tok", 0) or 0) if experts and expert_params else 0,
-        input_params=0 if table is output else table.numel(),
-    )  # fmt: skip
+def _stepper(
+    job: _Job, state: State, tree: CandidateTree, said: tuple[int, ...] | None, others: Iterable[Step]
+) -> Step:
+    """A step with a tree, which looks up where a text ``said`` beside is given: a chain is used for all match lengths but 0, which no root
+    has that is in that text, and no tree for all."""
+    if said is None or job.lookup is None:
+        book = TreeBook.of(tree)
+    elif tree.nodes:
+        book = TreeBook((CandidateTree(), tree), (0, 1), job.lookup, said)
+    else:
+        book = TreeBook((tree,), (0,), job.lookup, job.beside)
+    return stepper(job.model, state, BookBuffers.of(book, job.model.device), job.rule, others)
+
+
+def _roots(plain: Step, state: State, lengths: Sequence[int]) -> tuple[int, ...]:
+    """The next roots of the sequences, last first: in a text beside each of them has a match, with drafts behind it that are as good
+    as never right, so that a burst stays where it begins. Of a batch the first sequence's are left out: as in decoding not all
+    sequences use one tree."""
+    roots, first = [state.root.clone()], int(len(lengths) > 1)
+
+    def noted() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        made = plain()
+        roots.append(state.root.clone())
+        return made
+
+    time_steps(noted, state, lengths, 1, BURST)
+    return tuple(torch.cat([r[first:] for r in roots[::-1]]).tolist())

@@ -47,6 +47,7 @@ class Roofline:
     kv_dtype: Dtype = "bfloat16"
     max_nodes: Annotated[Whole, Field(le=LARGEST_TREE)] = 256
     kind = "modelled"
+    gpu = True
 
     def loads(self) -> list[Load]:
         return []  # any; the plan says which

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,9 @@ from pydantic import AliasChoices, Field, Strict
 
 from medusa_runtime.errors import InputError
 from medusa_runtime.reading import Count, Flag, Text, Whole, read_as
+
+if TYPE_CHECKING:
+    from medusa_runtime.model import MedusaModel
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "fp8": 1.0, "int8": 1.0, "int4": 0.5}
 Weights = Annotated[int, Strict(), Field(ge=0, le=10**40)]  # more than any product of a config's counts
@@ -120,6 +123,35 @@ class ModelShape:
             expert_params=c.num_hidden_layers * mlp, experts=c.experts, experts_per_token=c.num_experts_per_tok if c.experts else 0,
             input_params=0 if c.tie_word_embeddings else c.vocab_size * hidden,
         )  # fmt: skip
+
+
+def shape_of(model: MedusaModel) -> ModelShape:
+    """The shape of a loaded model and its heads, by counting its weights."""
+    config = model.base.config.get_text_config()
+    table, output = model.base.get_input_embeddings().weight, model.base.get_output_embeddings().weight
+    layer_params = expert_params = 0
+    for name, weight in model.base.named_parameters():
+        if weight is table or weight is output:
+            continue
+        if ".experts." in name:
+            expert_params += weight.numel()
+        else:
+            layer_params += weight.numel()
+    query_heads = config.num_attention_heads
+    experts = next(
+        (int(n) for k in ("num_local_experts", "num_experts", "n_routed_experts") if (n := getattr(config, k, None))), 0
+    )
+    return ModelShape(
+        layers=config.num_hidden_layers, hidden_size=config.hidden_size, query_heads=query_heads,
+        kv_heads=getattr(config, "num_key_value_heads", None) or query_heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // query_heads, vocab_size=output.shape[0],
+        layer_params=layer_params, output_params=output.numel(),
+        head_params=0 if model.heads is None else sum(p.numel() for p in model.heads.parameters()) // model.num_heads,
+        heads=model.num_heads,
+        expert_params=expert_params if experts else 0, experts=experts if expert_params else 0,
+        experts_per_token=int(getattr(config, "num_experts_per_tok", 0) or 0) if experts and expert_params else 0,
+        input_params=0 if table is output else table.numel(),
+    )  # fmt: skip
 
 
 def _named(*names: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from medusa_runtime.tree import CandidateTree
+from medusa_runtime.tree import LONGEST_CHAIN, CandidateTree
 
 from ..search.order import greedy_order, product_frequencies
 
@@ -29,9 +29,18 @@ def bushy_tree(nodes: int, depth: int, width: int) -> CandidateTree | None:
     return CandidateTree((*chain, *rest[: nodes - depth]))
 
 
-def grid_trees(max_nodes: int, heads: int, width: int) -> list[CandidateTree]:
-    """Plain decoding, then every size at full depth, and some at depth 1 or 2, for what a head costs."""
+def longest_chain(max_nodes: int) -> int:
+    """Looked-up tokens of the longest chain that is timed."""
+    return min(max_nodes, LONGEST_CHAIN)
+
+
+def grid_trees(max_nodes: int, heads: int, width: int, chains: bool = False) -> list[CandidateTree]:
+    """Plain decoding, then every size at full depth, and some at depth 1 or 2, for what a head costs; with ``chains`` some that read
+    no head, too, chains of looked-up tokens. Without heads every size up to the longest chain is one."""
     sizes = [n for n in SIZES if n < max_nodes] + [max_nodes]
+    looked_up = [CandidateTree(lookup=n) for n in sizes[:: 2 if heads else 1] if chains and n <= LONGEST_CHAIN]
+    if not heads:
+        return [CandidateTree(), *looked_up]
     deep = [bushy_tree(n, min(n, heads), width) for n in sizes]
     shallow = [bushy_tree(n, d, width) for n in sizes[::2] for d in (1, 2) if d < min(n, heads)]
-    return [CandidateTree(), *(t for t in deep + shallow if t is not None)]
+    return [CandidateTree(), *(t for t in deep + shallow if t is not None), *looked_up]

@@ -8,9 +8,12 @@ from typing import Any
 
 from ..devices.latency import LatencyGrid
 from ..devices.shape import ModelShape
+from ..drafters import BOTH, LOOKUP
+from ..traces.beside import Beside
 from ..traces.trace import RankTrace
 from .budget import Budget
 from .calibration import Calibration
+from .drafts import drafting
 from .plan import Plan, plan
 
 
@@ -38,14 +41,25 @@ def planned(
     timed: Timed,
     budget: Budget,
     keep: Callable[[Calibration], object] = lambda measured: None,
+    drafts: str = BOTH,
+    beside: Beside | None = None,
 ) -> Calibrated:
     """The plan that follows from a trace, of provenance ``record``, and from step latency; ``keep`` is handed the calibration before.
+
+    Args:
+        drafts: see :func:`medusa_tree.planning.plan.plan`. beside: a text of the user's own that is looked up in besides.
 
     Raises:
         InputError: a budget that cannot be met.
     """
-    calibration = Calibration(trace, timed.grid, record | {"device": timed.grid.device}, timed.shape)
+    trace = drafting(trace, drafts)
+    if drafts == LOOKUP:  # what was timed read no heads
+        record = record | {"heads": None}
+    record = record | {"device": timed.grid.device} | ({} if beside is None else {"lookup": beside.to_json()})
+    calibration = Calibration(trace, timed.grid, record, timed.shape)
+    if beside is not None:
+        calibration = replace(calibration, beside=beside.ids)
     keep(calibration)
     known = max(p.nodes for p in timed.grid.points)  # larger trees were too slow to win, and not timed
     budget = replace(budget, max_nodes=min(budget.max_nodes or known, known))
-    return Calibrated(calibration, plan(calibration, budget), timed.left_out)
+    return Calibrated(calibration, plan(calibration, budget, drafts=drafts), timed.left_out)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
 from medusa_runtime.acceptance.rules import GREEDY, RuleJson, rule_json
@@ -18,6 +20,7 @@ from medusa_runtime.treefile import Paths
 
 from ..devices.latency import Latency, LatencyGrid
 from ..devices.shape import BYTES, ModelShape
+from ..traces.beside import Named, digest_of
 from ..traces.probetrace import ProbeTrace
 from ..traces.trace import RankTrace
 from ..traces.tracefile import LARGEST_RANK, load_arrays, probed, trace_arrays, trace_of
@@ -30,12 +33,14 @@ READABLE = (1, 2)  # 1 is of greedy acceptance
 @dataclass(frozen=True)
 class Calibration:
     """All that a plan needs; ``provenance`` as in tree.json. ``latency`` is the measured grid, or a roofline in its
-    place (``dataclasses.replace``)."""
+    place (``dataclasses.replace``). ``beside`` (F,): token
+    ids of the user's own text that is looked up in besides; provenance, "lookup", says which it is."""
 
     trace: RankTrace
     latency: Latency
     provenance: dict[str, Any]
     shape: ModelShape | None = None
+    beside: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
 
     @property
     def grid(self) -> LatencyGrid | None:
@@ -72,7 +77,8 @@ def save_calibration(path: Path, calibration: Calibration) -> None:
     if isinstance(trace, ProbeTrace):
         meta["probe"] = trace.probe.paths
     with write_beside(path) as beside, beside.open("wb") as file:
-        np.savez_compressed(file, meta=np.array(json.dumps(meta)), **trace_arrays(trace))
+        own: dict[str, Any] = {"beside_ids": calibration.beside} if len(calibration.beside) else {}
+        np.savez_compressed(file, meta=np.array(json.dumps(meta)), **trace_arrays(trace), **own)
 
 
 @dataclass(frozen=True)
@@ -110,4 +116,20 @@ def load_calibration(path: Path) -> Calibration:
     trace = replace(trace, acceptance=meta.acceptance)
     if meta.probe is not None:
         trace = probed(trace, meta.probe, arrays, path)
-    return Calibration(trace, grid, meta.provenance, meta.shape)
+    return Calibration(trace, grid, meta.provenance, meta.shape, _beside(arrays, meta.provenance, path))
+
+
+def _beside(arrays: Mapping[str, npt.NDArray[Any]], provenance: Mapping[str, Any], path: Path) -> npt.NDArray[np.int32]:
+    """The tokens of the user's own text, if there is one; InputError where they are not those of which provenance has the digest."""
+    ids = arrays.get("beside_ids", np.zeros(0, dtype=np.int32))
+    here = f'{path}: array "beside_ids"'
+    if ids.ndim != 1 or ids.dtype != np.int32 or ids.min(initial=0) < 0:
+        raise InputError(
+            f"{here} is {ids.dtype} of shape {ids.shape}; it must be int32 token ids in a row; calibrate again"
+        )
+    if not len(ids):
+        return ids
+    said = read_as(Named, provenance.get("lookup"), f'{path}: provenance, field "lookup"', "calibrate again")
+    if digest_of(ids) != said.digest:
+        raise InputError(f"{here} has digest {digest_of(ids)}, and provenance {said.digest}; calibrate again")
+    return ids

@@ -15,21 +15,26 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from medusa_runtime.book import Lookup, TreeBook
 from medusa_runtime.errors import InputError
 from medusa_runtime.tree import CandidateTree
 from medusa_runtime.treefile import Estimate
 
-from ..devices.latency import Load
+from ..devices.latency import LatencyCurve, Load
 from ..engines import find_family
 from ..search.order import ENOUGH
 from ..traces.bootstrap import ratio_interval
+from ..traces.lookup import look_up
 from ..traces.replay import Replay, replay, replay_lengths
 from ..traces.trace import FEW, RankTrace
+from .book import plan_book
 from .budget import Mask, within
 from .choose import all_of, predict
 from .compare import compare
+from .lookup import prices_at
 from .offers import estimate, full_order
 from .plan import Task, refined
+from .played import Contender, Played, play, replayed
 
 FITTING, HELD_OUT = 4, 2  # sequences: of fewer no tree is made, and nothing is said
 MOST = 32  # categories looked at, the largest
@@ -48,9 +53,21 @@ class Own:
 
 
 @dataclass(frozen=True)
+class OfBook:
+    """What the book that serves all gives on one kind of text: its acceptance length, its tokens/s over the common heads' tree's,
+    paired, and over plain decoding's; and over those of a book planned for that kind alone, paired, where there is text enough for one."""
+
+    acceptance_length: Estimate
+    over_heads: Estimate
+    speedup: Estimate
+    over_own: Estimate | None = None
+
+
+@dataclass(frozen=True)
 class Category:
     """One kind of text: how many sequences of it there are on either side, and the positions of those held out; the common
-    tree's acceptance length on these and its speedup over plain decoding; and what its own tree gives, or ``why`` there is none."""
+    tree's acceptance length on these and its speedup over plain decoding; what its own tree gives, or ``why`` there is none; and what
+    the common book gives, where there is one."""
 
     name: str
     fitting: int
@@ -60,6 +77,7 @@ class Category:
     speedup: Estimate | None = None
     own: Own | None = None
     why: str = ""
+    book: OfBook | None = None
 
     @property
     def loses(self) -> bool:
@@ -81,21 +99,23 @@ class Categories:
     left_out: int = 0
 
 
-def by_category(task: Task, tree: CandidateTree, load: Load) -> Categories | None:
+def by_category(task: Task, tree: CandidateTree, load: Load, book: TreeBook | None = None) -> Categories | None:
     """The common ``tree`` against each category's own; None where sequences have no categories or all have the same, or where the
-    tree is plain decoding, which is the same for all.
+    tree is plain decoding, which is the same for all, and there is no book.
 
     Args:
         task: what the tree was planned from.
         load: (batch, context) that it was planned for.
+        book: what the runtime does with heads and lookup together.
     """
     fit, held, kinds = task.fit, task.held, task.calibration.trace.categories
-    if not tree.nodes or kinds is None or (count := len(np.unique(kinds))) < 2:
+    if not (tree.nodes or book) or kinds is None or (count := len(np.unique(kinds))) < 2:
         return None
     latency = task.latency.curve(*load)
-    common = replay(tree, held)
-    spent = common.steps * latency.at(tree.nodes, tree.depth)
-    own_steps, own_spent = common.steps.copy(), spent.copy()
+    common = play(tree, held, latency, load[0])
+    both = None if book is None else play(book, held, latency, load[0], task.latency.gpu)
+    own_steps, own_spent = common.replay.steps.copy(), common.seconds.copy()
+    own_books = None if both is None else both.seconds.copy()
     rows = []
     for name in largest(kinds):
         fitting, mine = fit.categories == name, held.categories == name
@@ -104,6 +124,15 @@ def by_category(task: Task, tree: CandidateTree, load: Load) -> Categories | Non
             rows.append(replace(row, why="too few held out"))
             continue
         row, own = _against_own(task, tree, load, row, fitting, mine)
+        if both is not None and own_books is not None and book is not None:
+            if row.fitting >= FITTING:
+                own_books[mine] = _own_book_seconds(task, book, tree, load, fitting, mine)
+            row = replace(
+                row,
+                book=_of_book(
+                    both.of(mine), common.of(mine), latency, own_books[mine] if row.fitting >= FITTING else None
+                ),
+            )
         rows.append(row)
         if own is not None:
             own_steps[mine] = replay(own, held.select(mine)).steps
@@ -111,9 +140,33 @@ def by_category(task: Task, tree: CandidateTree, load: Load) -> Categories | Non
     point = predict(tree, held, latency, load, task.kind)
     whole = Category("all", len(fit.lengths), len(held.lengths), held.positions, point.acceptance_length, point.speedup)
     if any(row.own for row in rows):
-        ratio = Estimate(float(own_spent.sum() / spent.sum()), *ratio_interval(own_spent, spent))
-        whole = replace(whole, own=Own(None, None, _acceptance(Replay(common.tokens, own_steps)), ratio))
+        ratio = Estimate(float(own_spent.sum() / common.seconds.sum()), *ratio_interval(own_spent, common.seconds))
+        whole = replace(whole, own=Own(None, None, _acceptance(Replay(common.replay.tokens, own_steps)), ratio))
+    if both is not None:
+        whole = replace(whole, book=_of_book(both, common, latency, own_books))
     return Categories(load, tuple(rows), whole, count - len(rows))
+
+
+def _of_book(book: Played, tree: Played, latency: LatencyCurve, own: npt.NDArray[np.float64] | None) -> OfBook:
+    """The same sequences with the book, with the heads' tree, and (S,) the seconds that books of their own take."""
+    more, lost = (
+        None
+        if other is None
+        else Estimate(float(other.sum() / book.seconds.sum()), *ratio_interval(other, book.seconds))
+        for other in (tree.seconds, own)
+    )
+    return OfBook(book.length, more or Estimate(1.0, 1.0, 1.0), book.rate(latency.plain.seconds), lost)
+
+
+def _own_book_seconds(
+    task: Task, book: TreeBook, tree: CandidateTree, load: Load, fitting: Mask, mine: Mask
+) -> npt.NDArray[np.float64]:
+    """(S,) what the held-out sequences of a category take with a book planned as the common one was, on its fitting sequences alone."""
+    latency, fit = task.latency.curve(*load), task.fit.select(fitting)
+    prices = prices_at(latency, load, task.budget, task.calibration.memory, fit.heads, task.latency.gpu)
+    paths = full_order(task.estimator, latency.largest, fit.heads, may_be_empty=True).paths
+    own = plan_book(fit, look_up(fit, book.lookup or Lookup(), book.beside), paths, prices, tree).book
+    return play(replace(own, beside=book.beside), task.held.select(mine), latency, load[0], task.latency.gpu).seconds
 
 
 def _against_own(
@@ -127,6 +180,8 @@ def _against_own(
     latency, held = task.latency.curve(*load), task.held.select(mine)
     point = predict(tree, held, latency, load, task.kind)
     row = replace(row, acceptance_length=point.acceptance_length, speedup=point.speedup)
+    if not tree.nodes:
+        return replace(row, why="plain decoding"), None
     if row.fitting < FITTING:
         return replace(row, why="too few to fit"), None
     try:
@@ -173,13 +228,13 @@ class CategoryAcceptance:
     lengths: tuple[Estimate, ...]
 
 
-def acceptance_by_category(trees: Sequence[CandidateTree], held: RankTrace) -> list[CategoryAcceptance]:
-    """Any trees on each category's held-out sequences, and on all of them, last; nothing where sequences have no categories, or
+def acceptance_by_category(trees: Sequence[Contender], held: RankTrace) -> list[CategoryAcceptance]:
+    """Any trees, or books, on each category's held-out sequences, and on all of them, last; nothing where sequences have no categories, or
     all the same."""
     kinds = held.categories
     if kinds is None or len(np.unique(kinds)) < 2:
         return []
-    plays = [replay(tree, held) for tree in trees]
+    plays = [replayed(what, held) for what in trees]
     rows = []
     for name in largest(kinds):
         mine = kinds == name

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from medusa_runtime.book import TreeBook
 from medusa_runtime.errors import InputError
-from medusa_runtime.tree import CandidateTree
-from medusa_runtime.treefile import Estimate, OperatingPoint
+from medusa_runtime.treefile import OperatingPoint
 
 from ..devices.latency import LatencyCurve, Load
-from ..traces.replay import replay
 from ..traces.trace import RankTrace
 from .budget import Budget, Mask, Memory, within
 from .offers import Offers, estimate, free_offers, full_order, ladder
+from .played import Contender, Played, play
 
 CLOSE = 0.08  # of the fastest tree's tokens a second: what a few rounds of timing may be wrong by
 LARGEST_KNOWN = "largest size known"  # the limit where a tree larger than any considered may be faster
@@ -57,8 +57,12 @@ def pick(offers: Offers, latency: LatencyCurve, load: Load, budget: Budget, memo
     winner = int(np.argmax(np.where(feasible, rate, 0))) if feasible.any() else None
     if winner is not None and rate[winner] <= 1 / plain:
         winner = None
-    free = int(np.argmax(rate))
-    limit = "" if free == winner or rate[free] <= 1 / plain else ", ".join(n for n, ok in met.items() if not ok[free])
+    free = int(np.argmax(rate)) if len(rate) else None
+    limit = (
+        ""
+        if free == winner or free is None or rate[free] <= 1 / plain
+        else ", ".join(n for n, ok in met.items() if not ok[free])
+    )
     if winner is not None and not limit and nodes[winner] == latency.largest:
         limit = LARGEST_KNOWN
     at = 0 if winner is None else 1 + int(np.searchsorted(nodes[best], nodes[winner]))
@@ -107,7 +111,7 @@ def contenders(trace: RankTrace, largest: int, budget: Budget) -> Callable[[Late
 
 
 def predict(
-    tree: CandidateTree,
+    what: Contender,
     held: RankTrace,
     latency: LatencyCurve,
     load: Load,
@@ -115,26 +119,15 @@ def predict(
     limit: str = "",
     settings: dict[str, object] | None = None,
 ) -> OperatingPoint:
-    """What any tree would give: replay on held-out sequences and the latency curve. The intervals of rates
-    combine the acceptance interval with the latency's quartiles."""
-    played = replay(tree, held)
-    length = Estimate(played.acceptance_length, *played.interval())
-    seconds = float(latency.at(tree.nodes, tree.depth))
-    low, high = latency.spread(tree.nodes)
-    step = Estimate(seconds, seconds * low, seconds * high)
-    plain = latency.plain.seconds
+    """What any tree would give: replay on held-out sequences and the latency curve."""
+    return told(what, play(what, held, latency, load[0]), latency, load, kind, limit, settings)
 
-    def rate(scale: float) -> Estimate:
-        return _rounded(
-            Estimate(scale * length.value / step.value, scale * length.low / step.high, scale * length.high / step.low)
-        )
 
-    milliseconds = Estimate(1e3 * step.value, 1e3 * step.low, 1e3 * step.high)
+def told(
+    what: Contender, played: Played, latency: LatencyCurve, load: Load, kind: str, limit: str = "", settings: dict[str, object] | None = None
+) -> OperatingPoint:  # fmt: skip
+    """The figures of what was played; of a book's trees the most nodes and heads stand for all."""
     return OperatingPoint(
-        *load, tree.nodes, tree.depth, _rounded(length), _rounded(milliseconds), rate(load[0]), rate(plain),
-        latency=kind, limit=limit, engine=dict(settings or {}),
+        *load, what.nodes, what.heads if isinstance(what, TreeBook) else what.depth, played.length, played.milliseconds,
+        played.rate(load[0]), played.rate(latency.plain.seconds), latency=kind, limit=limit, engine=dict(settings or {}),
     )  # fmt: skip
-
-
-def _rounded(e: Estimate) -> Estimate:
-    return Estimate(*(float(f"{x:.6g}") for x in (e.value, e.low, e.high)))

@@ -12,6 +12,7 @@ from medusa_runtime.treefile import Estimate, OperatingPoint
 from ..devices.latency import Latency, LatencyGrid, Load
 from ..devices.roofline import Roofline, describe, fit_roofline, roofline_errors
 from ..devices.shape import ModelShape
+from ..drafters import HEADS
 from ..engines import ENGINES
 from ..traces.probetrace import ProbeTrace
 from ..traces.trace import FEW
@@ -20,6 +21,7 @@ from .calibration import Calibration
 from .categories import Categories
 from .choose import LARGEST_KNOWN, Curve
 from .compare import Compared, compare
+from .lookup import prices_at
 from .offers import optimality
 from .plan import Plan
 
@@ -70,9 +72,69 @@ def notes(calibration: Calibration, plan: Plan, split: Sequence[Categories] = ()
             planned = batch in {p.batch for p in here}
             there = "tree.json has 0 nodes there" if planned else f"--batch {batch} plans for it"
             lines.append(f"At context {context} plain decoding is fastest from batch {batch} on ({kind}); {there}.")
-        elif len(here) > 1 and all(p.nodes for p in here):
+        elif len(here) > 1 and all(p.nodes or p.book for p in here):
             lines.append(f"At context {context} a tree is faster at every batch tried ({kind}).")
-    return lines + _categories(split, kind) + _typical(calibration, plan)
+    return lines + _books(plan, kind) + _categories(split, kind) + _typical(calibration, plan)
+
+
+def _books(plan: Plan, kind: str) -> list[str]:
+    """What the lookup brings: how much faster heads and lookup are than the heads' tree, and where it was left out."""
+    contents = plan.contents
+    without = [(p.batch, p.context) for p in contents.operating_points if p.book is None]
+    gains = []
+    for p in contents.operating_points:
+        if p.book is not None:
+            than = (
+                "the heads' tree alone"
+                if p.nodes
+                else f"plain decoding{', which beats any tree of heads' if contents.heads else ''}"
+            )
+            both = any(t.paths for t in p.book.trees)
+            what, be = ("heads and lookup", "are") if both else ("lookup alone", "is")
+            told = f"{what} {be} faster than {than}: tokens/s {_change(p.book.over_heads)}"
+            if p.book.over_heads.low <= 1:
+                told = f"{what} {be} not surely faster than {than}: tokens/s {_change(p.book.over_heads)}"
+            gains.append((f"At {_loads([(p.batch, p.context)])}", told))
+    lines = [f"{at} {told}, {kind}." for at, told in gains]
+    if len(gains) > 1:
+        lines = [f"What lookup brings, {kind}:", *(f"  {at[3:]}: {told}" for at, told in gains)]
+    return lines + _left_out(plan, kind, without, bool(gains)) + _untimed(plan, kind, bool(gains))
+
+
+def _left_out(plan: Plan, kind: str, without: Sequence[Load], elsewhere: bool) -> list[str]:
+    """Why loads have no lookup: it was not planned, the budget has no room for it, or it earns nothing."""
+    task, trace = plan.task, plan.task.calibration.trace
+    if plan.contents.provenance["plan"].get("drafts", HEADS) == HEADS or not without:
+        return []
+    if task.engine:
+        return [f"No lookup is planned for {task.engine}, which takes one tree."]
+    if isinstance(trace, ProbeTrace):
+        return ["No lookup is planned under typical acceptance, where each tree makes a text of its own."]
+    if trace.text is None:
+        return ["No lookup is planned, as the trace holds no token ids."]
+    bound: list[Load] = []
+    idle: list[Load] = []
+    for load in without:
+        curve = task.latency.curve(*load)
+        prices = prices_at(curve, load, task.budget, task.calibration.memory, trace.heads, task.latency.gpu)
+        fits = np.isfinite(prices.seconds[0, 1:]).any()
+        (idle if fits else bound).append(load)
+    lines = [f"At {_loads(idle)} the lookup earns nothing ({kind}): it was left out."] if idle else []
+    for load in bound:
+        curve = task.latency.curve(*load)
+        least = enough(1e3 * (float(curve.at(1, 0)) + (curve.lookup or 0.0)))
+        lines.append(
+            f"At {_loads([load])} the budget has no room for a looked-up token, which takes a step of {least} ms ({kind})."
+        )
+    return lines
+
+
+def _untimed(plan: Plan, kind: str, looked: bool) -> list[str]:
+    """That the time of looking up is in no figure, where it is not."""
+    known = any(curve.lookup is not None for curve in map(plan.task.latency.curve, *zip(*plan.curves, strict=True)))
+    if not looked or known:
+        return []
+    return [f"What looking up itself takes is not in these figures: it was not {kind}."]
 
 
 def _categories(split: Sequence[Categories], kind: str) -> list[str]:
@@ -151,9 +213,9 @@ def engine_cost(calibration: Calibration, plan: Plan, point: OperatingPoint) -> 
 
 
 def roofline_beside(latency: Latency | None, shape: ModelShape | None) -> tuple[Roofline, dict[str, Any]] | None:
-    """The roofline fitted to a measured grid, and its figures with its error; None where nothing was measured or the
-    model's shape is not known."""
-    if not isinstance(latency, LatencyGrid) or shape is None:
+    """The roofline fitted to a measured grid, and its figures with its error; None where nothing was measured, the
+    model's shape is not known, or it has no heads: a grid of chains alone does not tell bandwidth from launches."""
+    if not isinstance(latency, LatencyGrid) or shape is None or not shape.heads:
         return None
     fitted = fit_roofline(latency, shape)
     return fitted, describe(fitted, roofline_errors(fitted, latency))
@@ -161,10 +223,16 @@ def roofline_beside(latency: Latency | None, shape: ModelShape | None) -> tuple[
 
 def roofline_line(told: dict[str, Any]) -> str:
     """What :func:`roofline_beside` found, in a sentence."""
+    bandwidth, rate, overhead = (_three_digits(told[name]) for name in ("bandwidth_gb_s", "tflops", "overhead_ms"))
     return (
-        f"Roofline fitted to the measured grid: {told['bandwidth_gb_s']:.3g} GB/s, {told['tflops']:.3g} TFLOP/s, {told['overhead_ms']:.3g} ms launches; "
+        f"Roofline fitted to the measured grid: {bandwidth} GB/s, {rate} TFLOP/s, {overhead} ms launches; "
         f"off by {100 * told['median_error']:.2g}% in the middle, {100 * told['worst_error']:.2g}% at worst."
     )
+
+
+def _three_digits(value: float) -> str:
+    """ "1,400", "55.2", "0.00012": never with an exponent."""
+    return f"{value:,.0f}" if value >= 999.5 else f"{float(f'{value:.3g}'):.9f}".rstrip("0").rstrip(".")
 
 
 def _change(ratio: Estimate) -> str:

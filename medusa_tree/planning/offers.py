@@ -123,7 +123,10 @@ def ladder(most: int, also: npt.ArrayLike = ()) -> npt.NDArray[np.int64]:
 def free_offers(
     order: CandidateTree, fit: RankTrace, held: RankTrace, sizes: npt.NDArray[np.int64], depths: int
 ) -> Offers:
-    """The prefixes of one order at every depth."""
+    """The prefixes of one order at every depth; none where no heads are."""
+    if not depths:
+        none = np.zeros(0, dtype=np.int64)
+        return Offers(none, none, none.astype(np.float64), none.astype(np.float64), lambda i: CandidateTree())
     fit, held = fit.sample(ENOUGH), held.sample(ENOUGH)
     cuts = {d: order.cut(int(sizes[-1]), d) for d in range(1, depths + 1)}
     columns: list[list[npt.NDArray[Any]]] = []
@@ -152,17 +155,19 @@ def engine_offers(
     return Offers(nodes, depth, lengths(fit), lengths(held), trees.__getitem__, lambda i: made[i].settings)
 
 
-def full_order(estimator: Estimator, most: int, depths: int) -> CandidateTree:
-    """One order whose cuts are the best trees of every size up to ``most`` and every depth.
+def full_order(estimator: Estimator, most: int, depths: int, may_be_empty: bool = False) -> CandidateTree:
+    """One order whose cuts are the best trees of every size up to ``most`` and every depth; empty where no heads are.
 
     Raises:
         InputError: every rank is a miss, so that there is no path to take.
     """
+    if not depths:
+        return CandidateTree()
     if estimator.cover is not None:
         paths = estimator.cover.tree.cut(most).paths
     else:
         paths, _ = order_for_every_depth(estimator.expand, most, depths)
-    if not paths:
+    if not paths and not may_be_empty:
         raise InputError(
             "rank trace: every rank is a miss on the fitting sequences: no tree can be planned. Head 1's ranks are of the token "
             "behind the model's own next one; docs/formats.md says which row stands where"

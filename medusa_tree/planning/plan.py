@@ -10,7 +10,8 @@ from medusa_runtime.errors import InputError
 from medusa_runtime.tree import CandidateTree, Path
 from medusa_runtime.treefile import OperatingPoint, TreeFile
 
-from ..devices.latency import Latency, LatencyCurve, Load
+from ..devices.latency import Latency, LatencyCurve, LatencyGrid, Load
+from ..drafters import BOTH, HEADS, LOOKUP
 from ..search.order import ENOUGH
 from ..search.refine import swap_nodes, visited_tree
 from ..traces.probetrace import ProbeTrace
@@ -19,6 +20,8 @@ from ..traces.trace import FEW, RankTrace, head_accuracy
 from .budget import Budget
 from .calibration import Calibration
 from .choose import Curve, pick, predict
+from .drafts import drafting
+from .lookup import add_books
 from .offers import Estimator, Offers, engine_offers, estimate, free_offers, full_order, ladder
 
 OWN_GAIN = 0.005  # a point leaves the common order for a tree of its own that replays better by this share
@@ -36,6 +39,7 @@ class Task:
     budget: Budget
     engine: str | None
     swaps: bool
+    drafts: str = BOTH
 
     @property
     def latency(self) -> Latency:
@@ -72,6 +76,7 @@ def plan(
     engine: str | None = None,
     estimator: str = "visited",
     swaps: bool = False,
+    drafts: str = BOTH,
 ) -> Plan:
     """The best N and D for each (batch, context), and the ordered paths that serve them all.
 
@@ -82,6 +87,7 @@ def plan(
         engine: plan within what this engine accepts, see :mod:`medusa_tree.engines`; then each point has a tree of its own.
         estimator: of path frequencies, see :func:`medusa_tree.planning.offers.estimate`.
         swaps: try single-node swaps on every chosen tree; slower.
+        drafts: who drafts: heads, lookup, or both, as far as the trace has what they need.
 
     Raises:
         InputError: the budget cannot be met at any load, with the bound that binds and what is nearest; swaps with an
@@ -96,6 +102,9 @@ def plan(
             f"--{'engine' if engine else 'swaps'} is for greedy acceptance and sampling; plan typical acceptance without it, and export "
             "the tree to an engine that has that rule"
         )
+    calibration = replace(calibration, trace=drafting(calibration.trace, drafts))
+    if engine and not calibration.trace.heads:
+        raise InputError(f"--engine {engine}: takes trees of heads, and none are planned without; leave it out")
     latency = calibration.latency
     curves = {load: latency.curve(*load) for load in loads or latency.loads()}
     fit, held = calibration.trace.split()
@@ -107,10 +116,14 @@ def plan(
         raise InputError(
             f"--max-nodes {budget.max_nodes}: step latency is known up to {largest} nodes; calibrate with --max-nodes {budget.max_nodes}"
         )
+    if fit.heads and isinstance(latency, LatencyGrid) and not any(p.depth for p in latency.points):
+        raise InputError(
+            "step latency was measured without heads, so that what heads cost is not known; measure with them, or plan with --drafts lookup"
+        )
     sizes = ladder(largest, [p.nodes for c in curves.values() for p in c.points])
     fitted = estimate(fit, estimator)
-    task = Task(calibration, fit, held, fitted, budget, engine, swaps)
-    order = full_order(fitted, largest, fit.heads)
+    task = Task(calibration, fit, held, fitted, budget, engine, swaps, drafts)
+    order = full_order(fitted, largest, fit.heads, may_be_empty=_looks_up(task))
     free = free_offers(order, fit, held, sizes, fit.heads)
     offers = engine_offers(engine, fitted, fit, held, sizes, fit.heads) if engine else free
 
@@ -134,6 +147,8 @@ def plan(
         points = [_own(task, point, tree, curves[point.batch, point.context]) for point, tree in points]
     common, why = (CandidateTree(), f"chosen within what {engine} takes") if engine else (order, "")
     paths, numbered = _number_paths(common, points, fitted, why)
+    if _looks_up(task):
+        numbered = add_books(calibration, fit, held, budget, numbered, [tree for _, tree in points], paths, curves)
     contents = TreeFile(
         paths=paths,
         path_frequency=tuple(round(fitted.frequency(p), 6) for p in paths),
@@ -145,6 +160,13 @@ def plan(
         provenance=_record(task, largest),
     )
     return Plan(contents, chosen, task, infeasible, unbounded, _plain_from(task, contents, offers))
+
+
+def _looks_up(task: Task) -> bool:
+    """Whether a lookup is planned: asked for, of a text that is known, by an engine that can, under a rule whose text no draft changes."""
+    trace = task.calibration.trace
+    known = trace.text is not None or task.drafts == LOOKUP  # which asks for it, and is told what is missing
+    return task.drafts != HEADS and not task.engine and known and not isinstance(trace, ProbeTrace)
 
 
 def _record(task: Task, largest: int) -> dict[str, Any]:
@@ -160,6 +182,7 @@ def _record(task: Task, largest: int) -> dict[str, Any]:
             "budget": task.budget.to_json(),
             "engine": task.engine,
             "swaps": task.swaps,
+            "drafts": task.drafts,
             "prefixes_to": None if task.engine else largest,
         },
         "sequences": {"fitting": len(fit.lengths), "held_out": len(held.lengths)},
@@ -230,11 +253,14 @@ def _plain_from(task: Task, contents: TreeFile, offers: Offers) -> dict[int, int
     latency is modelled, batches beyond those planned are tried, too."""
     found: dict[int, int | None] = {}
     for context in sorted({p.context for p in contents.operating_points}):
-        here = sorted((p.batch, bool(p.nodes or p.limit)) for p in contents.operating_points if p.context == context)
+        here = sorted(
+            (p.batch, bool(p.nodes or p.limit or p.book)) for p in contents.operating_points if p.context == context
+        )
         trees = [b for b, wanted in here if wanted]
         later = [b for b, _ in here if b > max(trees, default=0)]
         found[context] = min(later, default=None)
-        if task.kind == "modelled" and not later:
+        looked = any(p.book for p in contents.operating_points if p.context == context)
+        if task.kind == "modelled" and not later and not looked:
             found[context] = _plain_beyond(task, offers, here[-1][0], context)
     return found
 

@@ -34,8 +34,8 @@ class ProbeTable(RankTable):
     def reach(self, tree: CandidateTree) -> npt.NDArray[np.int32]:
         """(U, D): the first of the tree's nodes accepted at each depth, N + 1 where none is: its first n nodes accept
         ``(reach <= n).sum(axis=1)`` deep, as in :meth:`RankTable.reach`. Nodes not probed count as rejected."""
-        none = tree.nodes + 1
-        nodes = np.full((len(self.rows), tree.depth), none, dtype=np.int32)
+        none = len(tree.paths) + 1
+        nodes = np.full((len(self.rows), tree.heads), none, dtype=np.int32)
         for number, path in reversed(list(enumerate(tree.paths, start=1))):
             if path in self.probe.index:
                 nodes[self.accepted_nodes[:, self.probe.index[path] - 1], len(path) - 1] = number

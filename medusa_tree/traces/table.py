@@ -31,7 +31,7 @@ class RankTable:
     @classmethod
     def of(cls, ranks: npt.NDArray[np.int16], candidates: int) -> RankTable:
         """Tabulate ranks (P, H) of K = ``candidates``."""
-        base, heads = candidates + 1, ranks.shape[1]
+        base = candidates + 1
         keys = np.zeros(len(ranks), dtype=np.int64)
         alive = np.ones(len(ranks), dtype=np.bool_)
         bound = 1  # keys are below this
@@ -58,7 +58,7 @@ class RankTable:
         first[index] = np.arange(len(index))  # some position of each row
         rows = ranks[first]
         rows[np.logical_or.accumulate(rows < 0, axis=1)] = MISS
-        return cls(rows.reshape(-1, heads), index)
+        return cls(rows, index)
 
     def weights(self, positions: npt.NDArray[np.int64] | None = None) -> npt.NDArray[np.int64]:
         """(U,) how often each row occurs, at all positions or at those given (a position may be given repeatedly)."""
@@ -66,17 +66,19 @@ class RankTable:
         return np.bincount(index, minlength=len(self.rows))
 
     def reach(self, tree: CandidateTree) -> npt.NDArray[np.int32]:
-        """(U, D): the node that each row reaches at each depth; N + 1 where it has left the tree.
+        """(U, D): the node that each row reaches at each depth; N + 1 where it has left the tree. Of the heads' N paths: what a lookup
+        proposes is in no table.
 
         Node numbers rise along a path, so the tree's first n nodes accept ``(reach <= n).sum(axis=1)`` tokens of
         a row: one pass serves every prefix of the order.
         """
-        dead = tree.nodes + 1
+        paths = len(tree.paths)
+        dead = paths + 1
         width = 1 + max(tree.width, int(self.rows.max(initial=0)) + 1)
         child = np.full((dead + 1, width), dead, dtype=np.int32)  # the last column is MISS, rank -1
-        if tree.nodes:
-            child[tree.parents[1:], tree.ranks[1:]] = np.arange(1, dead)
-        depth = min(tree.depth, self.rows.shape[1])
+        if paths:
+            child[tree.parents[1:dead], tree.ranks[1:dead]] = np.arange(1, dead)
+        depth = min(tree.heads, self.rows.shape[1])
         nodes = np.empty((len(self.rows), depth), dtype=np.int32)
         at = np.zeros(len(self.rows), dtype=np.int32)
         for d in range(depth):
@@ -85,8 +87,8 @@ class RankTable:
         return nodes
 
     def accepted(self, tree: CandidateTree) -> npt.NDArray[np.uint8]:
-        """(U,) tokens of each row that the tree accepts, the root not counted."""
-        return (self.reach(tree) <= tree.nodes).sum(axis=1, dtype=np.uint8)
+        """(U,) tokens of each row that the tree's paths accept, the root not counted."""
+        return (self.reach(tree) <= len(tree.paths)).sum(axis=1, dtype=np.uint8)
 
 
 class PathCounts:

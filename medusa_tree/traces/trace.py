@@ -22,14 +22,14 @@ FEW = 8  # sequences: of fewer, resampling says little, as whole sequences are d
 
 @dataclass(frozen=True)
 class RankTrace:
-    """Ranks at every position of S generated sequences.
+    """Ranks at every position of S generated sequences. Of a model without heads, H = 0, the text is what there is.
 
     Args:
         ranks: (P, H) int16; ``ranks[p, k - 1]`` is where the token emitted at p + 1 + k stands in head k's
             proposal made at p, 0 the first, ``MISS`` if it is not among the K kept.
         starts: (S + 1,) int64; sequence s owns positions ``starts[s]`` to ``starts[s + 1]``, in order.
         held_out: (S,) bool; sequences kept from fitting, on which acceptance is reported.
-        candidates: K, candidates kept a head.
+        candidates: K, candidates kept a head; 1 where there are none.
         acceptance: the rule under which the text was made.
         text: its token ids, where they are known.
         categories: (S,) str, the kind of text that each sequence is, where that is known.
@@ -47,11 +47,11 @@ class RankTrace:
     categories: npt.NDArray[np.str_] | None = None
 
     def __post_init__(self) -> None:
-        if self.ranks.ndim != 2 or not np.issubdtype(self.ranks.dtype, np.integer) or 0 in self.ranks.shape:
+        if self.ranks.ndim != 2 or not np.issubdtype(self.ranks.dtype, np.integer) or not len(self.ranks):
             raise InputError(
                 f"rank trace: ranks must be whole numbers of shape (positions, heads), not {self.ranks.dtype} {self.ranks.shape}"
             )
-        if self.ranks.min() < MISS or self.ranks.max() >= self.candidates:
+        if self.ranks.min(initial=MISS) < MISS or self.ranks.max(initial=MISS) >= self.candidates:
             p, k = np.argwhere((self.ranks < MISS) | (self.ranks >= self.candidates))[0]
             raise InputError(
                 f"rank trace: position {p}, head {k + 1} has rank {self.ranks[p, k]}; ranks are 0..{self.candidates - 1}, or {MISS} for a miss"
@@ -129,6 +129,11 @@ class RankTrace:
         """The distinct rows, made once."""
         return RankTable.of(self.ranks, self.candidates)
 
+    def without_heads(self) -> RankTrace:
+        """The text alone, as if no heads had been profiled."""
+        ranks = np.zeros((self.positions, 0), dtype=np.int16)
+        return RankTrace(ranks, self.starts, self.held_out, 1, self.acceptance, self.text, self.categories)
+
     def sequences(self) -> list[npt.NDArray[np.int16]]:
         """One (length, H) array a sequence."""
         return np.split(self.ranks, self.starts[1:-1])
@@ -198,7 +203,7 @@ def head_accuracy(trace: RankTrace, positions: npt.NDArray[np.int64] | None = No
     """
     ranks = trace.ranks if positions is None else trace.ranks[positions]
     counts = [np.bincount(column + 1, minlength=trace.candidates + 1)[1:] for column in ranks.T.astype(np.int32)]
-    return np.stack(counts) / len(ranks)
+    return np.array(counts, dtype=np.float64).reshape(-1, trace.candidates) / len(ranks)
 
 
 def top_k_interval(

@@ -148,6 +148,8 @@ def trace_of(arrays: Mapping[str, npt.NDArray[Any]], path: Path, seed: int = 0, 
     if kinds is not None and kinds.dtype.kind != "U":
         raise InputError(f'{path}: array "category" is {kinds.dtype}; it must be text, one a sequence')
     text = text_of(arrays, path)
+    if not trace.heads and text is None:
+        raise InputError(f'{path}: array "ranks" is of no heads, and there is no text that could be looked up in')
     try:
         return replace(trace, text=text, categories=kinds)
     except InputError as error:
