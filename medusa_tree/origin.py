@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from medusa_runtime.reading import Flag, Integer, Object, Share, Text, Whole, read_as
+from medusa_runtime.reading import Flag, Integer, Object, Share, Text, Whole, one_of, read_as
 from medusa_runtime.treefile import TreeFile
 
 
@@ -26,13 +26,14 @@ class Named:
 
 @dataclass(frozen=True)
 class Planned:
-    """How a tree was planned: its bounds (see :class:`medusa_tree.planning.budget.Budget`), the engine it is for, and how many nodes
-    its order is the best for."""
+    """How a tree was planned: its bounds (see :class:`medusa_tree.planning.budget.Budget`), the engine it is for, how many nodes
+    its order is the best for, and by what: "heads", "lookup" or "both"; what is older than lookups does not say."""
 
     budget: Object = field(default_factory=dict)
     engine: Text | None = None
     swaps: Flag = False
     prefixes_to: Whole | None = None
+    drafts: Annotated[str, one_of("heads", "lookup", "both")] | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Calibrated:
     """What a calibrated tree says, so that the same can be decoded again."""
 
     model: Model
-    heads: Named
+    heads: Named | None  # None: lookup alone was planned
     corpus: Corpus
     device: Text
     dtype: Text
@@ -115,11 +116,11 @@ def differ(now: str, then: str) -> bool:
 @dataclass(frozen=True)
 class _With:
     model: Model
-    heads: Named
+    heads: Named | None
 
 
-def profiled_with(provenance: Mapping[str, Any], where: str) -> tuple[Model, Named]:
-    """The model that a trace was taken with, and its heads, by its provenance; InputError, which names ``where``, where that does
+def profiled_with(provenance: Mapping[str, Any], where: str) -> tuple[Model, Named | None]:
+    """The model that a trace was taken with, and its heads, if any, by its provenance; InputError, which names ``where``, where that does
     not say."""
     said = read_as(_With, provenance, f"{where}: provenance", "name the model with --model and --heads")
     return said.model, said.heads

@@ -39,7 +39,7 @@ def test_the_rule_is_in_the_tree_and_every_report_says_whether_it_is_lossless(ru
     path, rule, printed = ruled
     data = json.loads(path.read_text())
     jsonschema.validate(data, json.loads(data_path("tree.schema.json").read_text()))
-    assert data["version"] == "1.2"
+    assert data["version"] == "1.3"
     assert read_tree(path).acceptance == rule
     calibration = path.with_name("tree.calibration.npz")
     assert load_calibration(calibration).trace.acceptance == rule

@@ -2,6 +2,7 @@
 
 import ast
 import json
+from dataclasses import replace
 
 import pytest
 from conftest import trees
@@ -9,6 +10,8 @@ from hypothesis import given
 from test_plan import calibration
 
 from medusa_runtime import CandidateTree, InputError
+from medusa_runtime.book import Lookup
+from medusa_runtime.treefile import Book, BookTree, Drafted, Estimate
 from medusa_tree.engines import FORMATS
 from medusa_tree.engines.export import export_tree
 from medusa_tree.planning.budget import Budget
@@ -106,3 +109,26 @@ def test_plain_json_rebuilds_the_tree(tree):
         rebuilt[i] = (*rebuilt[data["parents"][i]], data["ranks"][i])
         assert len(rebuilt[i]) == data["depths"][i]
     assert tuple(rebuilt[i] for i in range(1, tree.nodes + 1)) == tree.paths
+
+
+def test_lookup_alone_is_told_in_the_flags_of_engines():
+    made = plan(calibration(), Budget()).contents
+    point = made.operating_points[0]
+    one = Estimate(1.0, 1.0, 1.0)
+    trees = (BookTree(0, (), 0, 0.5), BookTree(2, (), 5, 0.25), BookTree(4, (), 9, 0.25))
+    book = Book(Lookup(longest=12), trees, one, one, one, one, one, Drafted(0.0, 0.0, 0.5))
+    alone = replace(point, batch=4, nodes=0, depth=0, own=None, book=book)
+    bare = replace(made, operating_points=(alone,), paths=(), path_frequency=(), heads=0, head_accuracy=())
+    with pytest.raises(InputError) as refused:
+        export_tree(bare, "vllm", batch=3)
+    said = str(refused.value)
+    assert said.startswith(f"at batch 4, context {point.context} lookup alone was planned")
+    config = json.loads(said.split("--speculative-config '")[1].split("'")[0])
+    assert config == {
+        "method": "ngram", "num_speculative_tokens": 9, "prompt_lookup_min": 2, "prompt_lookup_max": 12,
+    }  # fmt: skip
+    assert "SGLang --speculative-algorithm NGRAM --speculative-num-draft-tokens 10" in said
+    assert "llama-lookup --draft-max 9" in said
+    assert said.endswith("generate(prompt_lookup_num_tokens=9)")
+    with pytest.raises(InputError, match=r"--nodes 5: lookup alone was planned, .* plan with --drafts both"):
+        export_tree(bare, "medusa", nodes=5)

@@ -95,7 +95,8 @@ def test_two_processes_share_a_model_from_the_command_line(model, made, tmp_path
     profiled = (*at, "--corpus", model / "corpus.txt", "--prompts", 8, "--max-new-tokens", 8)
     wrong, contents = made.with_name("wrong.json"), json.loads(made.read_text())
     for point in contents["operating_points"]:
-        point["acceptance_length"] = {"value": 4.0, "low": 3.9, "high": 4.1}
+        for told in filter(None, (point, point["book"])):
+            told["acceptance_length"] = {"value": 9.0, "low": 8.9, "high": 9.1}
     wrong.write_text(json.dumps(contents))
     commands = {
         "measure": ("measure", *at, "--context", 16, "--max-nodes", 4, "-o", tmp_path / "latency.json"),

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from medusa_tree.drafters import HEADS, LOOKUP
+
 from .acceptance import Acceptance, acceptance_options
 from .budget import Bounds, budget_options
 from .common import COUNT, FILE, leads, progress_bars, stderr
+from .drafts import drafts_option, load_drafting, lookup_file_option, own_text
 from .model import ModelSource, model_options_of
 from .prompts import Prompts, make_job, profiling_options
 
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from medusa_tree.planning.calibration import Calibration
     from medusa_tree.profiling.job import Timing
     from medusa_tree.profiling.run import Job
+    from medusa_tree.traces.beside import Beside
     from medusa_tree.traces.trace import RankTrace
 
 # What a trace was taken with is not to be chosen again.
@@ -46,6 +50,8 @@ OF_PROFILING = (
     help="Tokens in the cache when timing; repeat for several.  [default: the prompts' own middle]",
 )
 @acceptance_options
+@drafts_option
+@lookup_file_option
 @click.option(
     "--profile",
     "profiled",
@@ -60,10 +66,11 @@ OF_PROFILING = (
 @click.pass_context
 def calibrate(
     ctx: click.Context, source: ModelSource, asked: Prompts, bounds: Bounds, batch: tuple[int, ...], context: tuple[int, ...],
-    accepting: Acceptance, profiled: Path | None, latency: Path | None, as_json: bool, output: Path,
+    accepting: Acceptance, drafts: str, lookup_file: Path | None, profiled: Path | None, latency: Path | None, as_json: bool, output: Path,
 ) -> None:  # fmt: skip
-    """Measure MODEL's heads on its own output and the step latency of this device, and plan the tree. With --acceptance the
-    output, the times and the tree are those of that rule, which is kept in the tree.
+    """Measure MODEL's heads on its own output and the step latency of this device, and plan the tree; a model without heads is
+    planned to look up what follows in its own text. With --acceptance the output, the times and the tree are those of that rule,
+    which is kept in the tree.
 
     Writes the tree, beside it the calibration (tree.calibration.npz, for 'plan') and a plot (tree.png). Killed, the same command
     goes on where it was.
@@ -76,6 +83,14 @@ def calibrate(
 
     source.check_one_work()
     check_tree_output(output)
+    if lookup_file is not None and drafts == HEADS:
+        raise InputError(
+            f"--lookup-file {lookup_file}: with --drafts heads nothing is looked up; leave out one of the two"
+        )
+    if lookup_file is not None and accepting.acceptance == "typical":
+        raise InputError(
+            f"--lookup-file {lookup_file}: no lookup is planned under typical acceptance; leave out one of the two"
+        )
     profiling, budget, timing = asked.profiling(accepting), bounds.parse(), Timing(batch, context)
     folder = output.with_name(f"{output.stem}.run")
 
@@ -96,12 +111,13 @@ def calibrate(
             raise InputError(
                 f"--{given[0].replace('_', '-')}: is for profiling, and --profile {profiled} is there; leave out one of the two"
             )
-        made = _planned(source, profiled, latency, timing, budget, asked.seed, keep)
+        made = _planned(source, profiled, latency, timing, budget, asked.seed, keep, drafts, lookup_file)
     elif not source.model:
         raise InputError("--model: is missing; name a model to profile, or give what was profiled with --profile")
     else:
         timed = None if latency is None else _timed(latency)
-        made = _whole(make_job(source, profiling), timed, timing, budget, keep, folder)
+        job = make_job(source, profiling, drafts)
+        made = _whole(job, timed, timing, budget, keep, folder, drafts, own_text(lookup_file, job.model))
     for load in made.left_out:
         stderr().print(f"[yellow]Left out: {load}.[/yellow]")
     if leads():
@@ -111,7 +127,8 @@ def calibrate(
 
 
 def _whole(
-    job: Job, timed: Timed | None, timing: Timing, budget: Budget, keep: Callable[[RankTrace | Calibration], object], folder: Path
+    job: Job, timed: Timed | None, timing: Timing, budget: Budget, keep: Callable[[RankTrace | Calibration], object], folder: Path,
+    drafts: str, beside: Beside | None,
 ) -> Calibrated:  # fmt: skip
     """Profile, go on in the folder of a run that was ended early, and time unless that was done before."""
     from medusa_runtime.processes import agreed
@@ -128,7 +145,7 @@ def _whole(
             keep_old(folder)
     try:
         with progress_bars() as report:
-            return run(job, timing, budget, report, keep, folder, timed)
+            return run(job, timing, budget, report, keep, folder, timed, drafts, beside)
     except KeyboardInterrupt:
         if folder.exists():
             stderr().print(f"Stopped. Go on by the same command; what is done stands in {folder}.", soft_wrap=True)
@@ -137,33 +154,39 @@ def _whole(
 
 def _planned(
     source: ModelSource, profiled: Path, latency: Path | None, timing: Timing, budget: Budget, seed: int,
-    keep: Callable[[RankTrace | Calibration], object],
+    keep: Callable[[RankTrace | Calibration], object], drafts: str, lookup_file: Path | None,
 ) -> Calibrated:  # fmt: skip
-    """The plan for what was profiled before; the model is loaded to be timed only."""
+    """The plan for what was profiled before; the model is loaded to be timed only, or for its tokenizer."""
     from dataclasses import replace
 
     from medusa_tree.origin import profiled_with
+    from medusa_tree.planning.drafts import drafting
     from medusa_tree.profiling.merge import merge
 
     trace, record = merge([profiled])
-    if latency is not None:
-        timed = _timed(latency)
-    else:
+    drafting(trace, drafts)  # or an error, before anything is timed
+    timed, beside = None if latency is None else _timed(latency), None
+    if timed is None or lookup_file is not None:
         if not source.model:
             was, heads = profiled_with(record, str(profiled))
             source = replace(
-                source, model=was.name, heads=source.heads or heads.name, revision=source.revision or was.commit,
-                heads_revision=source.heads_revision or heads.commit, dtype=source.dtype or was.dtype,
-            )  # fmt: skip
-        model: MedusaModel = source.load()
+                source, model=was.name, revision=source.revision or was.commit, dtype=source.dtype or was.dtype
+            )
+            if heads is not None and drafts != LOOKUP:
+                source = replace(
+                    source, heads=source.heads or heads.name, heads_revision=source.heads_revision or heads.commit
+                )
+        model: MedusaModel = load_drafting(source, HEADS if trace.heads and drafts != LOOKUP else LOOKUP)
+        beside = own_text(lookup_file, model)
         from medusa_tree.profiling.calibrate import check_profiled, time_profiled
 
         check_profiled(model, record, str(profiled))
-        with progress_bars() as report:
-            timed = time_profiled(model, trace, seed, timing, budget, report)
+        if timed is None:
+            with progress_bars() as report:
+                timed = time_profiled(model, trace, seed, timing, budget, report, drafts, beside)
     from medusa_tree.planning.calibrated import planned
 
-    return planned(trace, record, timed, budget, keep)
+    return planned(trace, record, timed, budget, keep, drafts, beside)
 
 
 def _timed(path: Path) -> Timed:

@@ -11,6 +11,7 @@ from medusa_runtime.treefile import write_tree
 from medusa_tree.planning.calibration import Calibration
 from medusa_tree.planning.notes import notes, roofline_beside, roofline_line
 from medusa_tree.planning.plan import Plan
+from medusa_tree.reports.books import book_table, drafted_line, reads_heads
 from medusa_tree.reports.categories import categories, category_table
 from medusa_tree.reports.plots import plan_plot
 from medusa_tree.reports.summary import summary
@@ -56,7 +57,7 @@ def finish_plan(calibration: Calibration, plan: Plan, output: Path, as_json: boo
     split = categories(plan, shown)
     picture = output.with_suffix(".png")
     keep_old(output, picture)
-    plan_plot(calibration, plan.curves, rows, picture)
+    plan_plot(calibration, plan, rows, picture)
     write_tree(output, plan.contents)
     if as_json:
         print(json.dumps(summary(calibration, plan, rows, split), indent=2))
@@ -65,9 +66,13 @@ def finish_plan(calibration: Calibration, plan: Plan, output: Path, as_json: boo
     latency = calibration.latency
     device = f"{latency.device}, {latency.dtype}" + (", modelled" if latency.kind == "modelled" else "")
     device += f"\n{calibration.trace.acceptance}"
-    console.print(accuracy_table(calibration.trace))
-    for compared in rows.values():
+    if plan.contents.heads:
+        console.print(accuracy_table(calibration.trace))
+    for point, compared in zip(points, rows.values(), strict=False):
         console.print(comparison_table(compared, device, bold=compared[-1].name))
+        if point.book is not None:
+            console.print(book_table(plan.contents, point))
+            console.print(f"Tree book, {drafted_line(point.book.drafted, reads_heads(point.book))}.")
     for found in split:
         console.print(category_table(found, calibration))
     if len(points) > 1:

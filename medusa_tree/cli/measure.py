@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from medusa_tree.drafters import HEADS
+
 from .acceptance import Acceptance, acceptance_options
 from .common import COUNT, FILE, NODES, SEED, check_output, leads, progress_bars, stderr, stdout
+from .drafts import drafts_option, load_drafting
 from .model import ModelSource, model_options
 
 if TYPE_CHECKING:
@@ -36,6 +39,7 @@ CONTEXT = 512  # tokens, where none are asked for
 @click.option("--max-nodes", type=NODES, default=64, show_default=True, help="Nodes of the largest tree.")
 @click.option("--candidates", type=COUNT, default=10, show_default=True, help="Ranks a head that trees use.")
 @acceptance_options
+@drafts_option
 @click.option(
     "--seed",
     type=SEED,
@@ -53,24 +57,32 @@ CONTEXT = 512  # tokens, where none are asked for
     help="Where to write the step latency.",
 )
 def measure(
-    source: ModelSource, batch: tuple[int, ...], context: tuple[int, ...], max_nodes: int, candidates: int, accepting: Acceptance, seed: int,
-    as_json: bool, output: Path,
+    source: ModelSource, batch: tuple[int, ...], context: tuple[int, ...], max_nodes: int, candidates: int, accepting: Acceptance, drafts: str,
+    seed: int, as_json: bool, output: Path,
 ) -> None:  # fmt: skip
     """Time MODEL's decoding steps on this device, plainly and with trees of all sizes, as calibrate does, but profile nothing.
 
     Writes what 'plan --latency' reads: for ranks that were profiled elsewhere, or before.
     """
     from medusa_runtime.acceptance.rules import GREEDY
+    from medusa_tree.planning.drafts import check_rule
 
     rule = accepting.rule(seed) or GREEDY
     source.check_one_work()
     if leads():
         check_output(output)
-    model = source.load()
+    model = load_drafting(source, drafts)
+    from medusa_runtime.book import Lookup
     from medusa_tree.devices import measure as device
+    from medusa_tree.devices.shape import shape_of
     from medusa_tree.progress import counted
 
-    batches, contexts = tuple(dict.fromkeys(batch)), device.timed_contexts(model, context, CONTEXT, max_nodes)
+    check_rule(rule, model.heads is not None)
+    lookup = None if drafts == HEADS or not rule.lossless else Lookup()
+    batches, contexts = (
+        tuple(dict.fromkeys(batch)),
+        device.timed_contexts(model, context, CONTEXT, max_nodes, lookup is not None),
+    )
     if not context and contexts != (CONTEXT,):
         stderr().print(
             f"[yellow]At context {contexts[0]}: {model.name} has room for no more beside a tree of {max_nodes} nodes.[/yellow]"
@@ -84,12 +96,12 @@ def measure(
     with progress_bars() as report:
         told = counted(report, "Timing steps (rounds)", device.ROUNDS * len(batches) * len(contexts))
         grid = device.measure(
-            model, max_nodes, candidates, batches, contexts, seed=seed, progress=told, rule=rule, leave_out=leave_out
-        )
+            model, max_nodes, candidates, batches, contexts, seed=seed, progress=told, rule=rule, leave_out=leave_out, lookup=lookup,
+        )  # fmt: skip
     for load in left_out:
         stderr().print(f"[yellow]Left out: {load}.[/yellow]")
     if leads():
-        _finish(model, source, grid, device.shape_of(model), rule, output, as_json)
+        _finish(model, source, grid, shape_of(model), rule, output, as_json)
 
 
 def _finish(
@@ -107,7 +119,8 @@ def _finish(
     from .finish import keep_old
 
     made: dict[str, Any] = {
-        "model": {"name": source.model, "commit": model.commit}, "heads": {"name": source.heads, "commit": model.heads_commit},
+        "model": {"name": source.model, "commit": model.commit}, 
+        "heads": None if model.heads is None else {"name": source.heads, "commit": model.heads_commit},
         "acceptance": rule_json(rule), **grid.to_json(), "shape": shape.to_json(), "versions": versions(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip

@@ -40,7 +40,7 @@ def merge(runs: tuple[Path, ...], partial: bool, as_json: bool, output: Path) ->
     save_trace(output, trace, record)
     if as_json:
         print(json.dumps({"trace": str(output), **trace_json(trace), "provenance": record}, indent=2))
-    else:
+    elif trace.heads:
         stdout().print(accuracy_table(trace))
     stderr().print(
         f"Wrote {output}.\nNext: medusa-tree plan {output} --latency latency.json   or   --device-model h100-sxm --config config.json",

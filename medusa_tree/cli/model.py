@@ -89,8 +89,8 @@ class ModelSource(Spread):
             return self
         return replace(self, device=f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % gpus}")
 
-    def load(self, require_heads: bool = True) -> MedusaModel:
-        """The model with its heads, transformers kept quiet.
+    def load(self, require_heads: bool | None = True) -> MedusaModel:
+        """The model with its heads, transformers kept quiet; False: without, unless some are named; None: with those that there are.
 
         Raises:
             InputError: see :meth:`check` and :meth:`MedusaModel.from_pretrained`; or a model that cannot be split.
@@ -110,6 +110,8 @@ class ModelSource(Spread):
             alone = pick_device(self.device).type == "cpu" and not self.tensor_parallel
             note = settle_threads() if alone else ""
             model, heads = resolve_model(self.model, self.heads)
+            if require_heads is False:
+                heads = self.heads
             loaded = MedusaModel.from_pretrained(
                 model, heads, device=self.device, dtype=self.dtype, trust_remote_code=self.trust_remote_code, require_heads=require_heads,
                 revision=self.revision, heads_revision=self.heads_revision, **spread,

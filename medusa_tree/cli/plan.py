@@ -9,6 +9,7 @@ import click
 
 from .budget import Bounds, budget_options
 from .common import COUNT, FILE
+from .drafts import drafts_option
 from .source import LatencySource, latency_options, read_source
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)  # asked of a device model where none are named
@@ -25,6 +26,7 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64)  # asked of a device model where none are nam
 )
 @click.option("--estimator", default="visited", show_default=True, help="Of path frequencies: visited, joint, product.")
 @click.option("--swaps", is_flag=True, help="Try single-node swaps on each chosen tree: slower, worth 1% at best.")
+@drafts_option
 @latency_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 @click.option(
@@ -32,7 +34,7 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64)  # asked of a device model where none are nam
 )
 def plan(
     source: Path, bounds: Bounds, max_memory: str | None, batch: tuple[int, ...], context: tuple[int, ...], engine: str | None, estimator: str,
-    swaps: bool, source_of_latency: LatencySource, as_json: bool, output: Path,
+    swaps: bool, drafts: str, source_of_latency: LatencySource, as_json: bool, output: Path,
 ) -> None:  # fmt: skip
     """Plan a tree from CALIBRATION (the .calibration.npz that calibrate wrote) in a second: under another budget, for
     other batches, for a device not at hand, or within what an engine accepts.
@@ -56,5 +58,5 @@ def plan(
     contexts = context or tuple(sorted({c for _, c in known})) or (2048,)
     batches = batch or (BATCHES if device_model else tuple(sorted({b for b, _ in known})))
     loads = [(b, c) for c in contexts for b in batches] if batch or context or device_model else None
-    found = run(calibration, budget, loads, engine=engine, estimator=estimator, swaps=swaps)
+    found = run(calibration, budget, loads, engine=engine, estimator=estimator, swaps=swaps, drafts=drafts)
     finish_plan(calibration, found, output, as_json)

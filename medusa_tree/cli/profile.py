@@ -9,6 +9,7 @@ import click
 
 from .acceptance import Acceptance, acceptance_options
 from .common import FOLDER, leads, progress_bars, stderr, stdout
+from .drafts import drafts_option
 from .model import ModelSource, model_options
 from .prompts import Prompts, make_job, profiling_options
 
@@ -17,9 +18,12 @@ from .prompts import Prompts, make_job, profiling_options
 @model_options
 @profiling_options
 @acceptance_options
+@drafts_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 @click.option("-o", "--output", type=FOLDER, default=Path("run"), show_default=True, help="Folder of the run.")
-def profile(source: ModelSource, asked: Prompts, accepting: Acceptance, as_json: bool, output: Path) -> None:
+def profile(
+    source: ModelSource, asked: Prompts, accepting: Acceptance, drafts: str, as_json: bool, output: Path
+) -> None:
     """Rank MODEL's text on the prompts by its heads, and keep ranks and text in a folder, a file a batch.
 
     Killed, it goes on where it was by the same command. On several GPUs or machines, with the folder on storage that all see:
@@ -29,7 +33,7 @@ def profile(source: ModelSource, asked: Prompts, accepting: Acceptance, as_json:
 
     profiling = asked.profiling(accepting)
     check_folder(output)
-    job = make_job(source, profiling, side_by_side=True)
+    job = make_job(source, profiling, drafts, side_by_side=True)
     from medusa_tree.profiling.run import profile_run
 
     try:
@@ -47,7 +51,7 @@ def profile(source: ModelSource, asked: Prompts, accepting: Acceptance, as_json:
     trace = collect(output)
     if as_json:
         print(json.dumps({"run": str(output), **trace_json(trace), "provenance": run.provenance}, indent=2))
-    else:
+    elif trace.heads:
         stdout().print(accuracy_table(trace))
     stderr().print(
         f"Wrote {output}.\nNext: medusa-tree calibrate --profile {output}   or   medusa-tree merge {output} -o trace.npz",

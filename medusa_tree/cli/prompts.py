@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 import click
 
 from medusa_tree.bundled import DEMO
+from medusa_tree.drafters import BOTH, LOOKUP
 
 from .acceptance import Acceptance
 from .common import COUNT, FILE, SEED, leads, stderr, together, warn_of_cut_prompts
+from .drafts import load_drafting
 from .model import ModelSource, processes
 
 if TYPE_CHECKING:
@@ -72,17 +74,20 @@ profiling_options = together(
 )  # fmt: skip
 
 
-def make_job(source: ModelSource, profiling: Profiling, side_by_side: bool = False) -> Job:
+def make_job(source: ModelSource, profiling: Profiling, drafts: str = BOTH, side_by_side: bool = False) -> Job:
     """Read what is to be profiled, load the model, and judge all that can be judged before the work.
 
     Args:
+        drafts: who is to draft, see :mod:`medusa_tree.cli.drafts`.
         side_by_side: processes that torchrun started share the prompts, each with a model of its own.
 
     Raises:
         InputError: whatever cannot be used, by name.
     """
+    from medusa_tree.planning.drafts import check_rule
     from medusa_tree.profiling.job import read_asked
 
+    check_rule(profiling.rule, drafts != LOOKUP)
     asked = read_asked(profiling)
     if asked.told:
         stderr().print(f"[yellow]{asked.told}.[/yellow]")
@@ -90,7 +95,7 @@ def make_job(source: ModelSource, profiling: Profiling, side_by_side: bool = Fal
         stderr().print(
             "[yellow]No --corpus given: calibrating on the bundled Python code. Use prompts like those you will serve.[/yellow]"
         )
-    model = (source.on_own_gpu() if side_by_side else source).load()
+    model = load_drafting(source.on_own_gpu() if side_by_side else source, drafts)
     from medusa_tree.profiling.run import job_of
 
     process = (int(os.environ.get("RANK", "0")), processes()) if side_by_side and not source.tensor_parallel else (0, 1)

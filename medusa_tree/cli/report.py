@@ -46,13 +46,13 @@ def _read(where: Path, latency: Path | None, contents: TreeFile, tree: Path) -> 
     from medusa_tree.devices.roofline import Roofline
     from medusa_tree.planning.calibration import Calibration
 
-    trace, grid, made, shape = read_parts(where)
+    trace, grid, made, shape, beside = read_parts(where)
     if "modelled" in contents.provenance:
         roofline = Roofline.from_json(contents.provenance["modelled"], f'{tree}: field "provenance", "modelled"')
-        return Calibration(trace, roofline, made, roofline.shape)
+        return Calibration(trace, roofline, made, roofline.shape, beside)
     if latency is not None:
         grid, its_shape = read_grid(latency)
         shape = shape or its_shape
     if grid is None:
         raise InputError(f"{where}: a rank trace has no step latency; give the file it was planned with, by --latency")
-    return Calibration(trace, grid, made, shape)
+    return Calibration(trace, grid, made, shape, beside)

@@ -11,6 +11,9 @@ import click
 from .common import FILE, stderr, together
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from medusa_tree.devices.latency import LatencyGrid
     from medusa_tree.devices.roofline import Roofline
     from medusa_tree.devices.shape import ModelShape
@@ -70,7 +73,7 @@ def read_source(
     from medusa_tree.planning.calibration import Calibration
 
     source.check()
-    trace, measured, made, shape = read_parts(path)
+    trace, measured, made, shape, beside = read_parts(path)
     if source.latency is not None:
         measured, its_shape = read_grid(source.latency)
         shape = shape or its_shape
@@ -78,24 +81,28 @@ def read_source(
     if source.device_model is not None:
         roofline = _model(source.device_model, source, trace, measured, shape, max_nodes)
         of = {} if source.config is None else {"shape": f"of {source.config.name}"}
-        return Calibration(trace, roofline, made | of, roofline.shape), measured
+        return Calibration(trace, roofline, made | of, roofline.shape, beside), measured
     if measured is None:
         raise InputError(
             f"{path}: a rank trace has no step latency; give --latency FILE, or --device-model NAME with --config"
         )
-    return Calibration(trace, measured, made, shape), measured
+    return Calibration(trace, measured, made, shape, beside), measured
 
 
-def read_parts(path: Path) -> tuple[RankTrace, LatencyGrid | None, dict[str, Any], ModelShape | None]:
-    """A calibration's trace, grid, provenance and shape; or a rank trace, whose latency and shape nobody measured, with the provenance
-    that it may have."""
+def read_parts(
+    path: Path,
+) -> tuple[RankTrace, LatencyGrid | None, dict[str, Any], ModelShape | None, npt.NDArray[np.int32]]:
+    """A calibration's trace, grid, provenance, shape and the user's own text beside it; or a rank trace, whose latency and shape nobody
+    measured, with the provenance that it may have."""
+    import numpy as np
+
     from medusa_tree.planning.calibration import load_calibration
     from medusa_tree.traces.tracefile import load_arrays, provenance_of, read_trace
 
     if path.suffix == ".npz" and "meta" in load_arrays(path):
         made = load_calibration(path)
-        return made.trace, made.grid, made.provenance, made.shape
-    return read_trace(path), None, provenance_of(path) or {"trace": path.name}, None
+        return made.trace, made.grid, made.provenance, made.shape, made.beside
+    return read_trace(path), None, provenance_of(path) or {"trace": path.name}, None, np.zeros(0, dtype=np.int32)
 
 
 def read_grid(path: Path) -> tuple[LatencyGrid, ModelShape | None]:
@@ -127,7 +134,7 @@ def _model(
         raise InputError("--device-model: the model's shape is not in this file; give its config.json with --config")
     if source.head_params is not None:
         there = replace(there, head_params=source.head_params)
-    elif shape is None:
+    elif shape is None and trace.heads:
         stderr().print(
             f"[yellow]Each level drafted is modelled as a Medusa head of {there.head_params / 1e6:.4g} million weights; "
             "--head-params N sets what your drafter reads for one.[/yellow]"

@@ -23,8 +23,10 @@ def trace(file: Path, as_json: bool) -> None:
     if as_json:
         print(json.dumps(trace_json(read), indent=2))
         return
-    stdout().print(accuracy_table(read))
+    if read.heads:
+        stdout().print(accuracy_table(read))
+    drafts = f"{read.candidates} candidates" if read.heads else "text to look up in"
     stderr().print(
-        f"{file} is a good trace: {read.heads} heads, {read.candidates} candidates, {int(read.held_out.sum())} sequences held out.\n"
+        f"{file} is a good trace: {read.heads} heads, {drafts}, {int(read.held_out.sum())} sequences held out.\n"
         f"Next: medusa-tree plan {file} --device-model h100-sxm --config config.json"
     )

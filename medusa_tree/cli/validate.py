@@ -9,6 +9,7 @@ import click
 
 from .acceptance import with_seed
 from .common import FILE, leads, progress_bars, stderr, stdout, warn_of_another_point, warn_of_cut_prompts
+from .drafts import tree_text, used_lookup_file_option
 from .model import HEADS_REVISION, ModelSource, Spread, spread_options
 
 if TYPE_CHECKING:
@@ -31,12 +32,13 @@ if TYPE_CHECKING:
 @click.option("--heads", help="Folder or Hub id.  [default: the ones the tree was made for]")
 @click.option("--corpus", help="Prompts.  [default: the held-out part of those it was made on]")
 @click.option("--seed", type=int, help="sample: draw another text than the one that was calibrated on.")
+@used_lookup_file_option
 @spread_options
 @HEADS_REVISION
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def validate(
     tree: Path, prompts: int, max_new_tokens: int | None, batch: int, context: int | None, model: str | None, heads: str | None, corpus: str | None,
-    seed: int | None, heads_revision: str | None, placement: Spread, as_json: bool,
+    seed: int | None, lookup_file: Path | None, heads_revision: str | None, placement: Spread, as_json: bool,
 ) -> None:  # fmt: skip
     """Decode held-out prompts with TREE and plainly, by the rule that it was calibrated under, and compare text, acceptance
     length and speed with the plan.
@@ -45,6 +47,7 @@ def validate(
     are not as predicted; times are the machine's, and are shown only.
     """
     import json
+    from dataclasses import replace
 
     from medusa_runtime.treefile import read_tree
     from medusa_tree.origin import calibrated
@@ -53,6 +56,8 @@ def validate(
     placement.check_one_work()
     contents = read_tree(tree)
     made = calibrated(contents, str(tree))
+    if not contents.heads:  # whatever the trace has: they draft nothing
+        made = replace(made, heads=None)
     rule = with_seed(contents.acceptance, seed, f"{tree} was calibrated under it")
     # Of the model that was calibrated the very prompts are known, turns of conversations behind its own answers; of others, and of
     # trees without their calibration, the corpus is read again.
@@ -62,14 +67,14 @@ def validate(
     tokens = max_new_tokens or made.corpus.max_new_tokens
     if len(held.streams) < prompts:
         stderr().print(f"[yellow]Only {len(held.streams)} held-out prompts; all are used.[/yellow]")
-    loaded = _source(made, model, heads, heads_revision, placement).load()
+    loaded = _source(made, model, heads, heads_revision, placement).load(require_heads=contents.heads > 0)
     from medusa_tree.devices.measure import place_name
+    from medusa_tree.planning.compare import what_runs
     from medusa_tree.profiling.calibrate import middle_context
     from medusa_tree.profiling.provenance import versions
     from medusa_tree.profiling.tokens import fitted, fitted_rows
     from medusa_tree.reports.validation import validation_report
-    from medusa_tree.traces.replay import replay
-    from medusa_tree.validation.prompts import beginning
+    from medusa_tree.validation.prompts import looked_up_text, replay_beginning
     from medusa_tree.validation.validate import validate as run
     from medusa_tree.validation.weights import other_weights
 
@@ -94,7 +99,8 @@ def validate(
         stderr().print(
             f"[yellow]Predictions are for {made.device}, {made.dtype}; this is {here[0]}, {here[1]}.[/yellow]"
         )
-    chosen = contents.tree_of(point)
+    beside = tree_text(contents, str(tree), lookup_file, loaded, looked_up_text(tree, point.book))
+    chosen = what_runs(contents, point, beside)
     # Typical acceptance's text is another with each tree: only that of a lossless rule is the one whose trace there is.
     if made.corpus.source == "reference text":
         stderr().print(
@@ -107,7 +113,7 @@ def validate(
     )
     played = None
     if same_texts and trace is not None and len(trace.lengths) == len(held.streams):
-        played = replay(chosen, beginning(trace, len(rows), tokens))
+        played = replay_beginning(chosen, trace, len(rows), tokens)
     with progress_bars() as report:
         result = run(loaded, chosen, point, rows, tokens, report, rule, held.streams, played)
     if as_json and leads():
@@ -134,12 +140,15 @@ def _source(
     made: Calibrated, model: str | None, heads: str | None, heads_revision: str | None, placement: Spread
 ) -> ModelSource:
     """The model named, or the one that the tree was made for, at the commit it had then, with its heads and in its dtype."""
-    named = heads or (None if model else made.heads.name)
+    from medusa_tree.origin import Named
+
+    own = made.heads or Named()
+    named = heads or (None if model else own.name)
     return ModelSource(
         model=model or made.model.name,
         revision=placement.revision or (None if model else made.model.commit),
         heads=named,
-        heads_revision=heads_revision or (None if heads or named is None else made.heads.commit),
+        heads_revision=heads_revision or (None if heads or named is None else own.commit),
         device=placement.device,
         dtype=placement.dtype or made.dtype,
         trust_remote_code=placement.trust_remote_code,

@@ -10,10 +10,11 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from medusa_runtime.decode import check_tokens, stop_tokens
 from medusa_runtime.errors import InputError
 from medusa_runtime.model import MedusaModel
 from medusa_runtime.reading import Integer, Text, read_as
+from medusa_runtime.request import check_tokens
+from medusa_runtime.stops import stop_tokens
 
 from ..rows import CONVERSATIONS, Turns, group_of, iter_entries
 from .prompt import Prompt, kind_of, name_of

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from medusa_runtime.acceptance.rules import Rule
 from medusa_runtime.attention import AttentionContext, TreeMask
-from medusa_runtime.decode import check_context, stop_tokens, unsound
+from medusa_runtime.decode import stop_tokens, unsound
 from medusa_runtime.errors import InputError, out_of_memory
 from medusa_runtime.model import MedusaModel
 from medusa_runtime.processes import agreed
+from medusa_runtime.request import check_context
 from medusa_runtime.tree import CandidateTree
 
 from ..progress import Progress
@@ -167,7 +168,7 @@ def agreement(model: MedusaModel, given: Fitted, tokens: int, seed: int) -> tupl
 
 
 def check_texts(model: MedusaModel, given: Fitted) -> None:
-    """InputError where texts lie on both sides of a RoPE switch, see :func:`medusa_runtime.decode.check_context`: they go through the
+    """InputError where texts lie on both sides of a RoPE switch, see :func:`medusa_runtime.request.check_context`: they go through the
     model side by side, and each in one pass with its prompt."""
     pairs = list(zip(given.rows, given.answers or [], strict=True))
     for prompt, answer in pairs:
@@ -206,4 +207,4 @@ def profile_answers(
         progress(len(batch))
     ranks = [own[: kept(answer, stops, heads, max_new_tokens)] for own, answer in zip(ranks, answers, strict=True)]
     text = TraceText(Ragged.of(prompts), Ragged.of(answers), np.array(streams, dtype=np.int64))
-    return RankTrace.from_sequences(ranks, list(held_out), candidates, rule, text)
+    return RankTrace.from_sequences(ranks, list(held_out), candidates if heads else 1, rule, text)

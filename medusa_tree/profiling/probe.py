@@ -188,7 +188,7 @@ class Branches:
         for i, parent in enumerate(self.parents[1:], start=1):
             ancestors[i] |= ancestors[parent]
         depths = torch.tensor(self.depths, device=device)
-        return TreeMask(depths, torch.as_tensor(ancestors, device=device), depths.new_zeros(0))
+        return TreeMask(depths[None], torch.as_tensor(ancestors, device=device)[None], depths.new_zeros(1, 0, 0))
 
 
 @torch.inference_mode()
@@ -220,7 +220,7 @@ def probe(
     hidden, logits = _run(model, branches, first, ceiling)
     log_p = log_probabilities(rule, logits)  # of the branches from ``first`` on
     width = min(tree.width, model.medusa_heads.rows)
-    proposals = propose(model.medusa_heads, hidden, tree.depth, width).transpose(0, 1).cpu().numpy()
+    proposals = propose(model.medusa_heads, hidden, tree.heads, width).transpose(0, 1).cpu().numpy()
     place = np.zeros((total, tree.nodes + 1), dtype=np.int64)  # the branch that each accepted probe node is
     place[:, 0] = [branches.child(first + p, root) for p, root in enumerate(log_p.argmax(dim=-1).tolist())]
     accepted = np.zeros((total, tree.nodes + 1), dtype=np.bool_)

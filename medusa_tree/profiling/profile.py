@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medusa_runtime.acceptance.rules import GREEDY, Rule
-from medusa_runtime.decode import check_context
 from medusa_runtime.errors import InputError
 from medusa_runtime.model import MedusaModel
+from medusa_runtime.request import check_context
 from medusa_runtime.step import propose
 
 from ..progress import Progress
@@ -67,7 +67,7 @@ def profile(
                 texts[i], ranks[i] = text.tokens, own[:max_new_tokens]
             progress(len(ended))
     said = TraceText(Ragged.of(prompts), Ragged.of(texts), np.array(numbers, dtype=np.int64))
-    return RankTrace.from_sequences(ranks, list(held_out), candidates, rule, said)
+    return RankTrace.from_sequences(ranks, list(held_out), candidates if model.num_heads else 1, rule, said)
 
 
 def check_room(model: MedusaModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
@@ -104,7 +104,9 @@ def ranks_of(
 
     The proposal is the runtime's own (top-k, ties and all), so a rank here is a rank there.
     """
-    heads = model.medusa_heads
+    heads = model.heads
+    if heads is None:
+        return np.zeros((len(hidden), 0), dtype=np.int16)
     kept, count = min(candidates, heads.rows), len(hidden)
     ranks = []
     hidden = F.pad(hidden, (0, 0, 0, -len(hidden) % ROUND))

@@ -51,10 +51,10 @@ def provenance(
     names: tuple[str, str | None],
     profiling: Profiling,
     prompts: Fitted,
-    weights: tuple[str, str],
+    weights: tuple[str, str | None],
     text: str | None = None,
 ) -> dict[str, Any]:
-    """The provenance of tree.json; ``names`` of model and heads as the user gave them, the digests of their ``weights``, and what
+    """The provenance of tree.json; ``names`` of model and heads as the user gave them, the digests of their ``weights`` (heads: null where there are none), and what
     ``text`` it is, where that is not the model's own."""
     name, heads = names
     source = "prompts" if profiling.answers is None else "reference text" if profiling.reference else "answers"
@@ -63,7 +63,9 @@ def provenance(
             "name": name, "commit": model.commit, "architecture": type(model.base).__name__, "weights": weights[0],
             "dtype": model.dtype_name,
         },
-        "heads": {"name": heads, "commit": model.heads_commit, "count": model.num_heads, "weights": weights[1]},
+        "heads": None
+        if model.heads is None
+        else {"name": heads, "commit": model.heads_commit, "count": model.num_heads, "weights": weights[1]},
         "corpus": {
             "name": profiling.corpus, "source": source, "prompts": len(prompts.rows), "of_each": profiling.prompts, "cut": prompts.cut,
             "digest": corpus_digest(prompts.prompts), "held_out": profiling.held_out, "seed": profiling.seed,

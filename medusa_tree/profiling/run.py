@@ -18,6 +18,7 @@ from medusa_runtime.model import MedusaModel
 from medusa_runtime.processes import agreed
 from medusa_runtime.tree import CandidateTree
 
+from ..planning.drafts import check_rule
 from ..progress import Progress, Report, unseen
 from ..traces.trace import RankTrace
 from ..traces.tracefile import save_trace
@@ -63,8 +64,9 @@ def job_of(
     """The job on prompts that were read, or on the answers that are given.
 
     Raises:
-        InputError: prompts or answers that the model cannot take, or answers that are not its own.
+        InputError: prompts or answers that the model cannot take, or answers that are not its own; typical acceptance without heads.
     """
+    check_rule(profiling.rule, model.heads is not None)
     if profiling.answers is None:
         prompts = fitted(model, asked.prompts, profiling.max_new_tokens)
         return Job(model, prompts, asked.held_out, profiling, names, None, process, writes)
@@ -115,7 +117,7 @@ def settings_of(job: Job) -> dict[str, Any]:
         job.held_out.tolist(),
     ]
     return {
-        "weights": weight_digest(job.model.base), "heads": weight_digest(job.model.medusa_heads), "--dtype": job.model.dtype_name,
+        "weights": weight_digest(job.model.base), "heads": None if job.model.heads is None else weight_digest(job.model.heads), "--dtype": job.model.dtype_name,
         "prompts": hashlib.sha256(json.dumps(told).encode()).hexdigest(), "--held-out": asked.held_out, "--seed": asked.seed,
         "--max-new-tokens": asked.max_new_tokens, "--candidates": asked.candidates, "--acceptance": str(asked.rule),
         "--reference-text": asked.reference,

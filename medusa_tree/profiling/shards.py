@@ -92,13 +92,15 @@ def other_setting(run: Run, settings: Mapping[str, Any]) -> str | None:
 
 
 def _other(name: str, before: Any, wanted: Any) -> bool:
-    if name in ("weights", "heads") and isinstance(before, str):
+    if name in ("weights", "heads") and isinstance(before, str) and isinstance(wanted, str):
         return differ(wanted, before)
     return bool(before != wanted)
 
 
 def _said(name: str, before: Any, wanted: Any) -> str:
     """The setting that is another one now."""
+    if name == "heads" and (before is None or wanted is None):
+        return "no heads, not with these" if before is None else "heads, not without"
     if name in ("weights", "heads", "prompts"):
         return {"weights": "another model", "heads": "other heads", "prompts": "other prompts or answers"}[name]
     return f"{name} {before}, not {wanted}"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from medusa_runtime.acceptance.rules import Rule
-from medusa_runtime.buffers import TreeBuffers
+from medusa_runtime.buffers import BookBuffers
 from medusa_runtime.decode import prefill, stop_tokens, unsound
 from medusa_runtime.graph import Step, stepper, whole_slots
 from medusa_runtime.step import State
@@ -125,7 +125,7 @@ class _Batch:
     hidden: Tensor
     at: Tensor
     ended: Tensor
-    plain: TreeBuffers
+    plain: BookBuffers
     stops: Tensor
     step: Step | None = None
 
@@ -147,7 +147,7 @@ class _Batch:
         free: list[int | None] = [None] * rows
         return cls(
             model, rule, state, new, free, [1] * rows, [0] * rows, tokens, hidden, zeros.clone(), none,
-            TreeBuffers.of(CandidateTree(), device), stops,
+            BookBuffers.of(CandidateTree(), device), stops,
         )  # fmt: skip
 
     def take_in(self, rows: list[int], numbers: list[int], lengths: list[int], fresh: State) -> None:

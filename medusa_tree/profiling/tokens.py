@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
 
-from medusa_runtime.decode import check_tokens
 from medusa_runtime.errors import InputError
 from medusa_runtime.model import MedusaModel
+from medusa_runtime.request import check_tokens
 
 from ..rows import ROLES, Turns
 from .corpus import Prompt

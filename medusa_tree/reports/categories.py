@@ -10,6 +10,7 @@ from medusa_runtime.treefile import Estimate
 from ..planning.calibration import Calibration
 from ..planning.categories import Categories, Category, CategoryAcceptance, by_category
 from ..planning.plan import Plan
+from ..planning.played import looked_up
 from .charts import Bar, BarChart
 from .tables import narrow_table, plus_minus
 
@@ -20,9 +21,15 @@ ITS_OWN = "its own: the best tree of at most as many nodes, made from the catego
 
 
 def categories(plan: Plan, shown: int = 1) -> list[Categories]:
-    """The first ``shown`` operating points' trees against each category's own; none where the trace has no categories."""
+    """The first ``shown`` operating points' trees against each category's own, and their books; none where the trace has no categories."""
     points = plan.contents.operating_points[:shown]
-    found = [by_category(plan.task, plan.contents.tree_of(p), (p.batch, p.context)) for p in points]
+    contents, beside = plan.contents, looked_up(plan.task.calibration)
+    found = [
+        by_category(
+            plan.task, contents.tree_of(p), (p.batch, p.context), contents.book_of(p, beside) if p.book else None
+        )
+        for p in points
+    ]
     return [f for f in found if f is not None]
 
 
@@ -42,18 +49,30 @@ def category_table(split: Categories, calibration: Calibration) -> Table:
 
     batch, context = split.load
     latency = calibration.latency
-    modelled = latency.kind == "modelled"
+    modelled, book = latency.kind == "modelled", split.whole.book is not None
     table = narrow_table(
         f"One tree for all categories, at batch {batch}, context {context}\n{latency.device}, {latency.dtype}",
-        "category", "held out", "acceptance", "speedup", "with its own", "lost", *(["time"] if modelled else []),
+        "category", "held out", "acceptance", "speedup", "with its own", "lost", *(["tree book"] if book else []),
+        *(["time"] if modelled else []),
     )  # fmt: skip
-    for row in split.rows:
-        table.add_row(escape(called(row.name)), *_cells(row), *([latency.kind] if modelled else []))
-    table.add_section()
-    table.add_row("all", *_cells(split.whole), *([latency.kind] if modelled else []), style="bold")
+    for row in (*split.rows, split.whole):
+        last = row is split.whole
+        if last:
+            table.add_section()
+        cells = [*_cells(row), *(_of_book(row) if book else []), *([latency.kind] if modelled else [])]
+        table.add_row("all" if last else escape(called(row.name)), *cells, style="bold" if last else None)
     more = f"\n{split.left_out} smaller categories have no row" if split.left_out else ""
+    more += "\ntree book: by the one book for all, acceptance, and lost to a book of its own" if book else ""
     table.caption = f"held out: sequences; acceptance: tokens a step on them; lost: tokens/s, paired\n{ITS_OWN}{more}\n±: half the 95% interval"
     return table
+
+
+def _of_book(row: Category) -> list[str]:
+    """What the common book accepts, and what it loses to a book of the category's own."""
+    if row.book is None:
+        return [""]
+    price = f", {lost(row.book.over_own).value:+.0f}%" if row.book.over_own else ""
+    return [f"{row.book.acceptance_length.value:.2f}{price}"]
 
 
 def _cells(row: Category) -> list[str]:

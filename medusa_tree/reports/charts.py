@@ -19,6 +19,7 @@ TICK_ROOM = 34  # for the name of a tick below the axis
 BAR_ROOM = 26  # from bar to bar
 LABEL, LETTER = 22, 7  # letters of a bar's name that are shown, and the room for one
 ACROSS, DOWN = 116, 23  # from a tree's level to the next, and from row to row
+LINK, LINKS = 31, 12  # from a looked-up token to the next, and how many are drawn of a longer chain
 
 Scale = Callable[[float], float]
 Ticks = dict[float, str]
@@ -114,7 +115,8 @@ def linear_axis(low: float, high: float, start: float = BOTTOM, end: float = TOP
     rough = (high - low) / 4 or 1.0
     power = 10.0 ** np.floor(np.log10(rough))
     step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= rough)
-    values = [float(f"{step * i:.10g}") for i in np.arange(np.floor(low / step), np.ceil(high / step) + 1)]
+    last = max(np.ceil(high / step), np.floor(low / step) + 1)  # all may be one value
+    values = [float(f"{step * i:.10g}") for i in np.arange(np.floor(low / step), last + 1)]
     first, span = values[0], values[-1] - values[0]
     return lambda v: round(float(start + (end - start) * (v - first) / span), 1), {v: f"{v:,g}" for v in values}
 
@@ -168,7 +170,7 @@ class BarChart:
 @dataclass(frozen=True)
 class Node:
     """A node of a drawn tree: ``name`` is its rank among the head's guesses, ``often`` its frequency in per cent,
-    ``parent`` a place in the list of nodes."""
+    ``parent`` a place in the list of nodes; a node of the lookup's ``chain`` is named by its place behind the root."""
 
     name: str
     tip: str
@@ -177,6 +179,7 @@ class Node:
     y: float
     frequency: float
     often: str
+    chain: bool = False
 
 
 @dataclass(frozen=True)
@@ -190,10 +193,10 @@ class TreeChart:
 
 
 def tree_chart(tree: CandidateTree, frequency: Sequence[float], title: str) -> TreeChart:
-    """Lay a tree out.
+    """Lay a tree out, its chain below its paths.
 
     Args:
-        frequency: (N,) how often decoding follows each node's path.
+        frequency: one a path, how often decoding follows it.
         title: what a screen reader says of it.
     """
     rows = tree_rows(tree)
@@ -202,11 +205,23 @@ def tree_chart(tree: CandidateTree, frequency: Sequence[float], title: str) -> T
         often = f"{percent(f)}%"
         x, y = 26 + ACROSS * int(tree.depths[i]), round(DOWN * rows[i], 1)
         nodes.append(Node(str(path[-1]), f"path {list(path)}: {often} of steps", int(tree.parents[i]), x, y, f, often))
-    return TreeChart(title, nodes, 94 + ACROSS * tree.depth, round(DOWN * (max(rows) + 1)))
+    width, lowest = 94 + ACROSS * tree.heads, max(rows) + (1 if tree.paths else 0) * (tree.lookup > 0)
+    for k, place in enumerate(links(tree.lookup), start=1):
+        tip = f"looked-up token {place} of {tree.lookup}" if place else "and so on"
+        parent = 0 if k == 1 else len(nodes) - 1
+        x, y = 26 + ACROSS // 2 + LINK * k, round(DOWN * lowest, 1)
+        nodes.append(Node(str(place or "…"), tip, parent, x, y, 0.0, "", chain=True))
+        width = max(width, x + 20)
+    return TreeChart(title, nodes, width, round(DOWN * (lowest + 1)))
+
+
+def links(length: int) -> list[int]:
+    """The tokens of a chain that are drawn, by number: the first ones and the last; 0 stands for those between."""
+    return list(range(1, length + 1)) if length <= LINKS else [*range(1, LINKS - 1), 0, length]
 
 
 def tree_rows(tree: CandidateTree) -> list[float]:
-    """(M,) the row of each node: leaves from the top in rank order, a parent midway between its first and last child."""
+    """The row of the root and of each path: leaves from the top in rank order, a parent midway between its first and last child."""
     paths = ((), *tree.paths)
     rows = [0.0] * len(paths)
     below: list[list[float]] = [[] for _ in paths]

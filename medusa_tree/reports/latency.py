@@ -32,5 +32,8 @@ def _table(grid: LatencyGrid, rule: Rule, batch: int, context: int) -> Table:
             str(p.nodes) if p.nodes else "plain", str(p.depth) if p.nodes else "", f"{1e3 * p.seconds:.2f}",
             f"[dim]{1e3 * p.low:.2f} to {1e3 * p.high:.2f}[/dim]", f"{p.seconds / curve.plain.seconds:.2f}x",
         )  # fmt: skip
-    table.caption = f"a head, whatever the nodes: {1e3 * curve.per_head:.2f} ms, from shallower trees of the same sizes"
+    if any(p.depth for p in curve.points):
+        table.caption = (
+            f"a head, whatever the nodes: {1e3 * curve.per_head:.2f} ms, from shallower trees of the same sizes"
+        )
     return table

@@ -1,6 +1,6 @@
 """The report page: one self-contained HTML file that says what was measured, what is predicted and where it comes from.
 
-Here are the figures and words that it shows; page.html, with macros.html and charts.html, puts them into HTML, and page.css
+Here are the figures and words that it shows; page.html, with book.html, macros.html and charts.html, puts them into HTML, and page.css
 gives them their look.
 """
 
@@ -18,18 +18,20 @@ from medusa_runtime.errors import InputError
 from medusa_runtime.files import write_beside
 from medusa_runtime.reading import read_as
 from medusa_runtime.tree import CandidateTree
-from medusa_runtime.treefile import Estimate, OperatingPoint, TreeFile
+from medusa_runtime.treefile import Book, Estimate, OperatingPoint, TreeFile
 
+from ..drafters import HEADS
 from ..origin import Origin, origin
 from ..planning.budget import Budget
 from ..planning.calibration import Calibration
 from ..planning.notes import notes
 from ..planning.plan import Plan, plan
 from ..traces.trace import head_accuracy, top_k_interval
+from .books import Range, book_charts, drafted_by, drafters, lookup_line, ranges, reads_heads, what_numbers_say
 from .categories import called, categories, category_chart, lost
 from .charts import TreeChart, percent, tree_chart
 from .figures import figures
-from .tables import RANKS_DRAWN, path_frequencies, tops
+from .tables import RANKS_DRAWN, compared_sizes, path_frequencies, runs, tops
 
 LARGEST_DRAWN = 64  # nodes
 
@@ -54,13 +56,36 @@ class DrawnTree:
     chart: TreeChart
 
 
+@dataclass(frozen=True)
+class DrawnBook:
+    """An operating point's book: whether it reads heads, its ranges, what a step adds to the text by who drafted it, the trees as charts, of
+    whose paths only ``cut`` are in them (0: all), what their numbers say, and where it looks."""
+
+    point: OperatingPoint
+    heads: bool
+    ranges: list[Range]
+    drafted: list[tuple[str, float]]
+    charts: list[TreeChart]
+    cut: int
+    numbers: str
+    lookup: str
+
+
 def templates() -> Environment:
     """The templates beside this file. Whatever they are given is escaped; what they are not given is an error."""
     found = Environment(
         loader=PackageLoader("medusa_tree.reports", ""), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    found.filters.update(number=format, percent=percent, bounds=_bounds, called=called, lost=lost)
+    found.filters.update(
+        number=format,
+        percent=percent,
+        bounds=_bounds,
+        called=called,
+        lost=lost,
+        sizes=compared_sizes,
+        drafters=drafters,
+    )
     return found
 
 
@@ -75,7 +100,8 @@ def replan(contents: TreeFile, calibration: Calibration) -> Plan:
     made, budget = how_planned(contents)
     loads = [(p.batch, p.context) for p in contents.operating_points]
     estimator, engine, swaps = made.estimator.name or "visited", made.plan.engine, made.plan.swaps
-    return plan(calibration, budget, loads, engine=engine, estimator=estimator, swaps=swaps)
+    drafts = made.plan.drafts or HEADS  # planned before there was a lookup
+    return plan(calibration, budget, loads, engine=engine, estimator=estimator, swaps=swaps, drafts=drafts)
 
 
 def write_page(path: Path, contents: TreeFile, calibration: Calibration | None) -> list[str]:
@@ -105,7 +131,8 @@ def write_page(path: Path, contents: TreeFile, calibration: Calibration | None) 
     html = templates().get_template("page.html").render(
         contents=contents, name=_model_name(contents), about=_about(contents), warnings=warnings,
         accuracy=_accuracy(contents, calibration), trace=calibration and calibration.trace,
-        figures=planned and figures(contents, *planned), tree=_tree(contents),
+        figures=planned and figures(contents, *planned), tree=_tree(contents), book=_book(contents),
+        first=runs(contents, contents.operating_points[0]), does=[(p, runs(contents, p)) for p in contents.operating_points],
         notes=planned and [line.strip() for line in notes(*planned, split)],
         categories=[(found, category_chart(found)) for found in split], provenance=list(_flat("", contents.provenance)),
     )  # fmt: skip
@@ -121,8 +148,18 @@ def _same_plan(contents: TreeFile, calibration: Calibration) -> Plan | None:
     except InputError:  # say, loads that were not measured this time
         return None
     points = again.contents.operating_points, contents.operating_points
-    told = [[(p.nodes, p.depth, p.acceptance_length, p.step_latency_ms) for p in these] for these in points]
+    told = [
+        [(p.nodes, p.depth, p.acceptance_length, p.step_latency_ms, _told(p.book)) for p in these] for these in points
+    ]
     return again if again.contents.paths == contents.paths and told[0] == told[1] else None
+
+
+def _told(book: Book | None) -> Any:
+    """What of a book is the same where it is planned again."""
+    if book is None:
+        return None
+    trees = [(t.match, t.paths, t.lookup) for t in book.trees]
+    return book.lookup, trees, book.acceptance_length, book.step_latency_ms
 
 
 def _model_name(contents: TreeFile) -> str:
@@ -133,14 +170,22 @@ def _model_name(contents: TreeFile) -> str:
 def _about(contents: TreeFile) -> str:
     made = contents.provenance
     day = str(made.get("date", ""))[:10]
-    what = [made.get("device"), made.get("dtype"), f"{contents.heads} heads", contents.acceptance, day]
+    what = [
+        made.get("device"),
+        made.get("dtype"),
+        f"{contents.heads} heads" if contents.heads else "no heads",
+        contents.acceptance,
+        day,
+    ]
     return " · ".join(str(w) for w in what if w)
 
 
 def _accuracy(contents: TreeFile, calibration: Calibration | None) -> Accuracy:
+    if not contents.heads:  # whatever the calibration has
+        return Accuracy([], [], [])
     known = tops(contents.candidates)
     if calibration is None:
-        by_rank = np.array(contents.head_accuracy)
+        by_rank = np.array(contents.head_accuracy).reshape(contents.heads, contents.candidates)
         found = [(t, t, t) for t in (by_rank[:, :k].sum(axis=1) for k in known)]
     else:
         by_rank = head_accuracy(calibration.trace)
@@ -158,6 +203,18 @@ def _tree(contents: TreeFile) -> DrawnTree | None:
     drawn = CandidateTree(tree.paths[:LARGEST_DRAWN])
     title = f"Candidate tree of {tree.nodes} nodes, {tree.depth} levels"
     return DrawnTree(p, tree.nodes, drawn.nodes, tree_chart(drawn, path_frequencies(contents, drawn), title))
+
+
+def _book(contents: TreeFile) -> DrawnBook | None:
+    """The book of the first operating point that has one."""
+    p = next((p for p in contents.operating_points if p.book), None)
+    if p is None or p.book is None:
+        return None
+    drafted = [("the root, the model's own", 1.0), *drafted_by(p.book.drafted)]
+    cut = LARGEST_DRAWN if any(len(tree.paths) > LARGEST_DRAWN for tree in p.book.trees) else 0
+    return DrawnBook(
+        p, reads_heads(p.book), ranges(contents, p), drafted, book_charts(contents, p, LARGEST_DRAWN), cut, what_numbers_say(p.book), lookup_line(p.book),
+    )  # fmt: skip
 
 
 def _bounds(p: OperatingPoint) -> list[str]:

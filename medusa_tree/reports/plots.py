@@ -8,34 +8,49 @@ a chat or a paper.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from medusa_runtime.files import write_beside
-from medusa_runtime.tree import CandidateTree
-from medusa_runtime.treefile import TreeFile
 
 from ..devices.latency import Load
 from ..planning.calibration import Calibration
-from ..planning.choose import Curve
 from ..planning.compare import Compared
+from ..planning.plan import Plan
 from ..traces.trace import head_accuracy
-from .charts import node_ticks, percent, tree_chart
-from .figures import speed
-from .tables import RANKS_DRAWN, path_frequencies
+from .charts import TreeChart, node_ticks, percent
+from .figures import booked, drawn, speed
+from .tables import RANKS_DRAWN
 
-MARKERS = {"disc": "o", "square": "s", "diamond": "D", "ring": "v"}
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MARKERS = {"disc": "o", "square": "s", "diamond": "D", "ring": "v", "triangle": "^", "cross": "X"}
+CHAIN = "#f4b183"
 
 
-def plan_plot(
-    calibration: Calibration, curves: dict[Load, Curve], rows: dict[Load, list[Compared]], path: Path
-) -> None:
-    """A PNG of two panels: the accuracy of each head at each rank, and speedup over tree size with the choice."""
+def plan_plot(calibration: Calibration, plan: Plan, rows: dict[Load, list[Compared]], path: Path) -> None:
+    """A PNG of two panels: the accuracy of each head at each rank, and speedup over tree size with the choice. Where no heads
+    are planned with, of the second alone, over the length of a chain."""
     from matplotlib.figure import Figure  # not pyplot, which looks for a screen
 
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
+    heads = plan.contents.heads > 0
+    figure = Figure(figsize=(11 if heads else 7, 4.2), layout="constrained")
+    panels = figure.subplots(1, 1 + heads, width_ratios=(1, 1.25) if heads else None, squeeze=False)[0]
+    if heads:
+        _draw_accuracy(panels[0], calibration)
+    _draw_speed(panels[-1], calibration, plan, rows)
+    for axis in panels:
+        axis.spines[["top", "right"]].set_visible(False)
+    with write_beside(path) as beside:
+        figure.savefig(beside, dpi=130, format="png")
+
+
+def _draw_accuracy(left: Axes, calibration: Calibration) -> None:
     accuracy = head_accuracy(calibration.trace)[:, :RANKS_DRAWN]
     left.imshow(accuracy, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for (k, i), a in np.ndenumerate(accuracy):
@@ -45,7 +60,11 @@ def plan_plot(
     left.set_xlabel("rank of the emitted token in the head's guesses")
     left.set_title("Head accuracy, % of positions", loc="left")
 
-    chart = speed(curves, rows, calibration.latency.kind)
+
+def _draw_speed(right: Axes, calibration: Calibration, plan: Plan, rows: dict[Load, list[Compared]]) -> None:
+    heads = plan.contents.heads > 0
+    chart = speed(drawn(calibration, plan), rows, calibration.latency.kind, booked(plan))
+    read = any(row.book is not None and row.book.heads for compared in rows.values() for row in compared)
     right.axhline(1, color="0.6", linewidth=1)
     for line in chart.lines:
         right.plot(line.x, line.y, color=f"C{line.style % 10}", label=line.name)
@@ -56,42 +75,59 @@ def plan_plot(
         if chosen and len(chart.lines) <= 3:
             told = f"chosen: {m.x:g} nodes, {m.y:.2f}x"
             right.annotate(told, (m.x, m.y), (0, 9), textcoords="offset points", ha="center")
-    ticks = node_ticks(max(int(curve.nodes[-1]) for curve in curves.values()))
+        if m.shape == "cross" and len(chart.lines) <= 3:
+            told = f"{'heads and ' if read else ''}lookup: {m.y:.2f}x"
+            # Above the best trees of heads there is room to the left, and beside chains, whose line ends lower, to the right.
+            at, side, height = ((-9, 0), "right", "center") if heads else ((7, 5), "left", "bottom")
+            right.annotate(told, (m.x, m.y), at, textcoords="offset points", ha=side, va=height)
+    ticks = node_ticks(max([float(np.max(line.x)) for line in chart.lines] + [m.x for m in chart.marks]))
     right.set_xscale("function", functions=(np.log1p, np.expm1))
     right.set_xticks(list(ticks), list(ticks.values()))
     right.minorticks_off()
     low, high = right.get_ylim()
     right.set_ylim(min(low, 0.9), high + 0.12 * (high - low))
-    right.set_xlabel("tree nodes")
+    right.set_xlabel("tree nodes" if heads else "looked-up tokens in the chain")
     right.set_ylabel(f"predicted speedup over plain decoding\n({calibration.latency.kind} step latency)")
-    right.set_title("Speed over tree size", loc="left")
-    right.legend(
-        frameon=False, title="best tree of each size", alignment="left", loc="upper left", bbox_to_anchor=(1, 1)
-    )
-    for axis in (left, right):
-        axis.spines[["top", "right"]].set_visible(False)
+    right.set_title("Speed over tree size" if heads else "Speed over chain length", loc="left")
+    title = "best tree of each size" if heads else "a chain wherever text is found"
+    right.legend(frameon=False, title=title, alignment="left", loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def tree_plot(charts: Sequence[TreeChart], path: Path, note: str = "") -> None:
+    """A PNG of trees one below the other, drawn with networkx: depth to the right, best guess on top, colour by path frequency,
+    looked-up tokens in a colour of their own; and below them all a ``note`` on what the numbers are."""
+    from matplotlib.figure import Figure
+
+    least, row = (1.3, 0.021) if len(charts) > 1 else (2.5, 0.014)  # of several, titles take their room from the nodes
+    heights = [max(least, row * chart.height + 0.7) for chart in charts]
+    widest = max(chart.width for chart in charts)
+    figure = Figure(figsize=(max(6.0, 0.65 + 0.0164 * widest), sum(heights)), layout="constrained")
+    panels = figure.subplots(len(charts), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for axis, chart in zip(panels, charts, strict=True):
+        _draw_tree(axis, chart)
+        axis.set_xlim(-20, widest)  # one scale for all
+        axis.set_axis_off()
+        axis.set_title(chart.title, fontsize=10, loc="left")
+    if note:
+        figure.supxlabel(fill(note, int(14 * figure.get_figwidth())), fontsize=9, x=0.01, ha="left")
     with write_beside(path) as beside:
         figure.savefig(beside, dpi=130, format="png")
 
 
-def tree_plot(contents: TreeFile, tree: CandidateTree, path: Path) -> None:
-    """A PNG of the tree, drawn with networkx: depth to the right, best guess on top, colour by path frequency."""
+def _draw_tree(axis: Axes, chart: TreeChart) -> None:
     import networkx as nx
-    from matplotlib.figure import Figure
 
-    chart = tree_chart(tree, path_frequencies(contents, tree), f"{tree.nodes} nodes, depth {tree.depth}")
     graph = nx.DiGraph()
     graph.add_nodes_from(range(len(chart.nodes)))
     graph.add_edges_from((n.parent, i) for i, n in enumerate(chart.nodes) if i)
-    figure = Figure(figsize=(2.2 + 1.9 * tree.depth, max(2.5, 0.014 * chart.height + 0.7)), layout="constrained")
-    axis = figure.subplots()
-    nx.draw_networkx(
-        graph, {i: (n.x, -n.y) for i, n in enumerate(chart.nodes)}, ax=axis,
-        labels={i: f"{n.name}\n{n.frequency:.2f}" if n.often else n.name for i, n in enumerate(chart.nodes)},
-        node_color=[n.frequency for n in chart.nodes], cmap="YlGnBu", vmin=0, vmax=1.4, node_size=620, font_size=7, edge_color="0.6",
-        arrows=False, edgecolors="0.4",
+    place = {i: (n.x, -n.y) for i, n in enumerate(chart.nodes)}
+    chain = [i for i, n in enumerate(chart.nodes) if n.chain]
+    rest = [i for i, n in enumerate(chart.nodes) if not n.chain]
+    nx.draw_networkx_edges(graph, place, ax=axis, edge_color="0.6", arrows=False)
+    nx.draw_networkx_nodes(
+        graph, place, rest, ax=axis, node_color=[chart.nodes[i].frequency for i in rest], cmap="YlGnBu", vmin=0, vmax=1.4, node_size=620,
+        edgecolors="0.4",
     )  # fmt: skip
-    axis.set_axis_off()
-    axis.set_title(f"{chart.title}: rank, and how often decoding reaches it", fontsize=10, loc="left")
-    with write_beside(path) as beside:
-        figure.savefig(beside, dpi=130, format="png")
+    nx.draw_networkx_nodes(graph, place, chain, ax=axis, node_color=CHAIN, node_size=330, edgecolors="0.4")
+    names = {i: f"{n.name}\n{n.frequency:.2f}" if n.often else n.name for i, n in enumerate(chart.nodes)}
+    nx.draw_networkx_labels(graph, place, names, ax=axis, font_size=7)

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from medusa_runtime.acceptance.rules import rule_json
+from medusa_runtime.book import TreeBook
 
 from ..devices.latency import Load
 from ..planning.calibration import Calibration
@@ -62,7 +63,17 @@ def compared_json(row: Compared) -> dict[str, Any]:
     return {
         "tree": row.name, **asdict(row.point),
         "over_first": {"acceptance_length": asdict(row.acceptance_ratio), "tokens_per_s": asdict(row.rate_ratio)},
+        **({} if row.book is None else {"book": _book_json(row.book), "drafted": row.drafted and asdict(row.drafted)}),
     }  # fmt: skip
+
+
+def _book_json(book: TreeBook) -> dict[str, Any]:
+    """A compared book: its lookup, and of each tree from which match length it is used and its size."""
+    trees = [
+        {"match": match, "nodes": tree.nodes, "heads": tree.heads, "lookup": tree.lookup}
+        for match, tree in zip(book.matches, book.trees, strict=True)
+    ]
+    return {"lookup": book.lookup and asdict(book.lookup), "trees": trees}
 
 
 def categories_json(split: Categories) -> list[dict[str, Any]]:
@@ -74,6 +85,7 @@ def categories_json(split: Categories) -> list[dict[str, Any]]:
             "category": name, "batch": batch, "context": context, "sequences": {"fitting": row.fitting, "held_out": row.held_out},
             "positions": row.positions, "acceptance_length": row.acceptance_length and asdict(row.acceptance_length),
             "speedup": row.speedup and asdict(row.speedup), "own": row.own and asdict(row.own), "why": row.why,
+            "book": row.book and asdict(row.book),
         }
         for name, row in rows
     ]  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from medusa_runtime.tree import CandidateTree
@@ -9,8 +11,9 @@ from medusa_runtime.treefile import Estimate, OperatingPoint, TreeFile
 
 from ..origin import origin
 from ..planning.calibration import Calibration
-from ..planning.compare import Compared, compare, usual
+from ..planning.compare import Compared, compare, lookup_alone, usual
 from ..planning.plan import Plan
+from ..planning.played import looked_up
 from ..traces.trace import RankTrace, top_k_interval
 
 if TYPE_CHECKING:
@@ -23,16 +26,23 @@ RANKS_DRAWN = 16  # of an accuracy heat map; a drafter from elsewhere may have t
 
 def comparison(calibration: Calibration, plan: Plan, point: OperatingPoint) -> list[Compared]:
     """Plain decoding, a chain of first guesses, the copied 64-node list, the chosen tree, and where an engine bounds
-    it the best tree of any form: all predicted on the same held-out sequences and latency."""
+    it the best tree of any form; where there is a book, its lookup alone, too, and the book last, which is heads and lookup: all
+    predicted on the same held-out sequences and latency."""
     _, held = calibration.trace.split()
     load = (point.batch, point.context)
     latency = calibration.latency.curve(*load)
     trees = usual(held, latency)
     engine = origin(plan.contents).plan.engine
+    book = None if point.book is None else plan.contents.book_of(point, looked_up(calibration))
+    if book is not None and book.lookup is not None and book.chain and book.heads:
+        trees.append((f"lookup of {book.chain}", lookup_alone(book.chain, book.lookup, book.beside)))
     if load in plan.free:
         trees.append(("free tree", plan.free[load][1]))
-    trees.append((f"chosen for {engine}" if engine else "chosen tree", plan.contents.tree_of(point)))
-    return compare(trees, held, latency, load, calibration.latency.kind)
+    if point.nodes or book is None:
+        trees.append((f"chosen for {engine}" if engine else "chosen tree", plan.contents.tree_of(point)))
+    if book is not None:
+        trees.append(("tree book", book))
+    return compare(trees, held, latency, load, calibration.latency.kind, calibration.latency.gpu)
 
 
 def narrow_table(title: str, *columns: str, left: int = 1) -> Table:
@@ -82,30 +92,68 @@ def comparison_table(rows: list[Compared], device: str, first: str = "", bold: s
         p = row.point
         ratio = f"{p.speedup.value:.2f}x" if not first else plus_minus(row.rate_ratio, ".3f")
         table.add_row(
-            row.name, str(p.nodes), str(p.depth), plus_minus(p.acceptance_length, ".2f") if p.nodes else "1.00",
+            row.name.replace("#heads", ", heads"), compared_sizes(row), str(p.depth), plus_minus(p.acceptance_length, ".2f") if p.nodes else "1.00",
             f"{p.step_latency_ms.value:.2f}", f"{p.tokens_per_s.value:,.0f}", ratio, *([p.latency] if modelled else []),
             style="bold" if row.name == bold else None,
         )  # fmt: skip
+    books = "\nof a book: nodes, its trees' sizes; depth, the most heads read" if any(row.book for row in rows) else ""
     paired = f"; over {first}: tokens/s, paired" if first else ""
-    table.caption = f"acceptance: tokens a step, replay on held-out sequences, ± half the 95% interval\nstep time: {point.latency}{paired}"
+    table.caption = f"acceptance: tokens a step, replay on held-out sequences, ± half the 95% interval\nstep time: {point.latency}{paired}{books}"
     return table
 
 
+def compared_sizes(row: Compared) -> str:
+    """How many nodes; of a book "0-24"."""
+    return str(row.point.nodes) if row.book is None else sizes([tree.nodes for tree in row.book.trees])
+
+
+def sizes(nodes: Sequence[int]) -> str:
+    """ "0-24", or "24" where all are as large."""
+    return f"{min(nodes)}-{max(nodes)}" if min(nodes) < max(nodes) else str(nodes[0])
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What the runtime does at a point, in the columns of tables: ``nodes`` and ``depth``, "" where decoding is plain, of a book the
+    sizes of its trees, and the most heads; ``trees`` of the book, 0 where there is none; and the figures, of the book or of the tree."""
+
+    nodes: str
+    depth: str
+    trees: int
+    acceptance_length: Estimate
+    step_latency_ms: Estimate
+    tokens_per_s: Estimate
+    speedup: Estimate
+
+
+def runs(contents: TreeFile, point: OperatingPoint) -> Runs:
+    """What the runtime does at a point."""
+    told = point.book or point
+    figures = told.acceptance_length, told.step_latency_ms, told.tokens_per_s, told.speedup
+    if point.book is None:
+        return Runs(*((str(point.nodes), str(point.depth)) if point.nodes else ("", "")), 0, *figures)
+    book = contents.book_of(point)
+    return Runs(sizes([tree.nodes for tree in book.trees]), str(book.heads), len(book.trees), *figures)
+
+
 def points_table(contents: TreeFile, device: str) -> Table:
-    """What to run at each batch and context."""
+    """What to run at each batch and context; where there are books, how many trees each has, in the place of a depth."""
     points = contents.operating_points
-    modelled = [p.latency for p in points if p.latency == "modelled"]
+    modelled, books = any(p.latency == "modelled" for p in points), any(p.book for p in points)
     table = narrow_table(
         f"Operating points\n{device}",
-        "batch", "context", "nodes", "depth", "acceptance", "step ms", "tokens/s", "speedup",
-        *(["time"] if modelled else []), left=0,
+        "batch", "context", "nodes", "book" if books else "depth", "acceptance", "ms" if modelled and books else "step ms",
+        "tokens/s", "speedup", *(["time"] if modelled else []), left=0,
     )  # fmt: skip
     for p in points:
+        does = runs(contents, p)
         table.add_row(
-            str(p.batch), f"{p.context:,}", str(p.nodes) if p.nodes else "plain", str(p.depth) if p.nodes else "",
-            plus_minus(p.acceptance_length, ".2f") if p.nodes else "1.00", f"{p.step_latency_ms.value:.2f}", f"{p.tokens_per_s.value:,.0f}",
-            f"{p.speedup.value:.2f}x", *([p.latency] if modelled else []),
+            str(p.batch), f"{p.context:,}", does.nodes or "plain", str(does.trees or "") if books else does.depth,
+            plus_minus(does.acceptance_length, ".2f") if does.nodes else "1.00", f"{does.step_latency_ms.value:.2f}",
+            f"{does.tokens_per_s.value:,.0f}", f"{does.speedup.value:.2f}x", *([p.latency] if modelled else []),
         )  # fmt: skip
+    if books:
+        table.caption = "book: how many trees, by match length; nodes: their sizes" + "; ms: of a step" * modelled
     return table
 
 
@@ -120,7 +168,7 @@ def path_frequencies(contents: TreeFile, tree: CandidateTree) -> list[float]:
 
 
 def terminal_tree(contents: TreeFile, tree: CandidateTree) -> Tree:
-    """The tree as branches: rank at each node and its path frequency."""
+    """The tree as branches: rank at each node and its path frequency; a chain of looked-up tokens is one line."""
     from rich.tree import Tree
 
     branches = {0: Tree("[bold]root[/bold]: the model's own next token")}
@@ -130,4 +178,6 @@ def terminal_tree(contents: TreeFile, tree: CandidateTree) -> Tree:
         branches[i] = branches[int(tree.parents[i])].add(
             f"{path[-1]}  [dim]head {len(path)}[/dim]  [cyan]{f:.3f}[/cyan] [blue]{'▇' * round(20 * f)}[/blue]"
         )
+    if tree.lookup:
+        branches[0].add(f"[magenta]lookup[/magenta]  {tree.lookup} token{'s' * (tree.lookup > 1)}")
     return branches[0]

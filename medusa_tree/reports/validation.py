@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .books import drafted_by, drafters, reads_heads
 from .tables import narrow_table, plus_minus
+from .tables import sizes as tree_sizes
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -28,16 +30,25 @@ def validation_report(v: Validation) -> Group:
         told.append(
             f"Acceptance: replay predicts {v.acceptance.replayed:.3f} for these very prompts; measured {v.acceptance.measured.value:.3f}."
         )
+    if v.full is not None:
+        told.append(
+            f"Speed: a batch runs until its last text ends, so that {v.full.at_work:.1f} of {v.point.batch} sequences were at work in a step with the tree. "
+            f"By what was measured, all of them make {v.full.tokens_per_s:,.0f} tokens/s; {v.predicted.tokens_per_s.value:,.0f} are predicted."
+        )
     verdict = "[red]Not as predicted:[/red] " + "; ".join(v.reasons) + "." if v.reasons else "As predicted."
     return Group(_table(v), *told, verdict)
 
 
 def _table(v: Validation) -> Table:
-    size = f"{v.point.nodes} nodes, depth {v.point.depth}, batch {v.point.batch}, context {v.point.context}, {v.prompts} held-out prompts"
+    what = f"{v.point.nodes} nodes, depth {v.point.depth}"
+    if v.point.book is not None:
+        sizes = [len(tree.paths) + tree.lookup for tree in v.point.book.trees]
+        what = f"{drafters(v.point.book)}, {len(sizes)} tree{'s' * (len(sizes) > 1)} of {tree_sizes(sizes)} nodes"
+    size = f"{what}, batch {v.point.batch}, context {v.point.context}, {v.prompts} held-out prompts"
     table = narrow_table(
         f"{size}\n{v.rule}\n{v.device}, {v.dtype}", "", "plain, measured", "tree, predicted", "tree, measured"
     )
-    p = v.point
+    p = v.predicted
     table.add_row(
         "acceptance length", "1.00", plus_minus(p.acceptance_length, ".3f"), plus_minus(v.acceptance.measured, ".3f")
     )
@@ -57,7 +68,17 @@ def _table(v: Validation) -> Table:
     if nats := getattr(v.text, "likelihood", None):
         plain, tree = (plus_minus(nats[name], ".3f") for name in ("plain", "tree"))
         table.add_row("nats a token, base model", plain, "", tree)
+    if v.drafted is not None:
+        table.add_section()
+        heads = v.point.book is None or reads_heads(v.point.book)
+        predicted = drafted_by(v.drafted.replayed or v.drafted.predicted, heads)
+        measured = [f"{tokens:.3f}" for _, tokens in drafted_by(v.drafted.measured, heads)]
+        for (who, tokens), seen in zip(predicted, measured, strict=True):
+            table.add_row(f"by {who}", "", f"{tokens:.3f}", seen)
     table.caption = "± half the 95% interval (predicted latency: quartiles); measured times leave prefill out"
+    if v.drafted is not None:
+        of = "replay on these very prompts" if v.drafted.replayed else "the plan's"
+        table.caption += f"\nby whom: accepted tokens a step behind the root, by who drafted them; predicted: {of}"
     return table
 
 

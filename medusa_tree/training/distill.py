@@ -13,11 +13,11 @@ import numpy.typing as npt
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from medusa_runtime.acceptance.rules import GREEDY, Rule, Sampling
-from medusa_runtime.decode import check_tokens
 from medusa_runtime.errors import InputError
 from medusa_runtime.files import write_beside
 from medusa_runtime.proof import own_attention
 from medusa_runtime.reading import parse_json
+from medusa_runtime.request import check_tokens
 from medusa_runtime.tree_model import TreeModel
 
 from ..profiling import shards

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from medusa_runtime.treefile import Estimate
+from medusa_runtime.treefile import Drafted, Estimate
 
+from ..traces.bookreplay import BOTH, HEADS, LOOKUP, BookReplay
 from ..traces.bootstrap import rate_ratio, ratio_interval
 from ..traces.replay import Replay
 
@@ -46,10 +47,8 @@ class Acceptance:
 
     @property
     def as_predicted(self) -> bool:
-        """False where chance does not explain how far the ratio is from 1 (its 95% interval leaves 1 out), and it is further than the
-        margin."""
-        margin = MARGIN if self.prompts >= FEW else MARGIN_OF_FEW
-        return self.ratio.low <= 1 <= self.ratio.high or abs(self.ratio.value - 1) <= margin
+        """Whether the measured length is, up to chance, the predicted one."""
+        return near(self.ratio, self.prompts)
 
     def __str__(self) -> str:
         if self.replayed is not None:
@@ -66,3 +65,63 @@ class Acceptance:
             "replayed": self.replayed,
             "ratio": asdict(self.ratio),
         }
+
+
+def near(ratio: Estimate, prompts: int) -> bool:
+    """False where chance does not explain how far the ratio is from 1 (its 95% interval leaves 1 out), and it is further than the
+    margin."""
+    margin = MARGIN if prompts >= FEW else MARGIN_OF_FEW
+    return ratio.low <= 1 <= ratio.high or abs(ratio.value - 1) <= margin
+
+
+@dataclass(frozen=True)
+class DraftedBy:
+    """Accepted tokens a step behind the root, by who drafted them: of the book's prediction, replayed on these very prompts where their
+    trace is at hand, and measured.
+
+    prompts: decoded. ratios: what each drafter had right, alone or with the other, measured over replayed, paired by prompt; empty where
+    nothing is replayed. Lookup alone can hide heads that are not those of the calibration from the acceptance length.
+    """
+
+    predicted: Drafted
+    replayed: Drafted | None
+    measured: Drafted
+    prompts: int
+    ratios: dict[str, Estimate]
+
+    @classmethod
+    def of(
+        cls,
+        emitted: Sequence[Sequence[int]],
+        drafted: Sequence[Sequence[int]],
+        predicted: Drafted,
+        replayed: Replay | None,
+    ) -> DraftedBy:
+        """``emitted``: tokens of each step of each text; ``drafted``: of each text, as the runtime counts it."""
+        mine, steps = np.array(drafted), np.array([len(row) for row in emitted])
+        measured = Drafted(*map(float, mine.sum(axis=0) / steps.sum()))
+        if not isinstance(replayed, BookReplay):
+            return cls(predicted, None, measured, len(steps), {})
+        theirs, ratios = replayed.drafted, {}
+        for name, column in (("heads", HEADS), ("lookup", LOOKUP)):
+            right, known = (counts[:, BOTH] + counts[:, column] for counts in (mine, theirs))
+            if min(map(np.count_nonzero, (right, known))) >= FEW:  # so that no draw of them is without any
+                ratios[name] = Estimate(*rate_ratio(right, steps, known, replayed.steps))
+        exact = Drafted(*map(float, theirs.sum(axis=0) / replayed.steps.sum()))
+        return cls(predicted, exact, measured, len(steps), ratios)
+
+    @property
+    def reasons(self) -> list[str]:
+        """Drafters that are right more or less often than they were; of few prompts nothing is said, as what one of two drafters adds is
+        known less well than what both do."""
+        if self.prompts < FEW:
+            return []
+        return [
+            f"{'heads' if name == 'heads' else 'the lookup'} had {ratio.value:.2f} times as many tokens right a step as replay predicts for these very prompts"
+            for name, ratio in self.ratios.items()
+            if not near(ratio, self.prompts)
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        told = asdict(self)
+        return {name: told[name] for name in ("predicted", "replayed", "measured", "ratios")}

@@ -7,14 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from medusa_runtime.errors import InputError
-from medusa_runtime.treefile import TreeFile
+from medusa_runtime.tree import CandidateTree
+from medusa_runtime.treefile import Book, TreeFile
 
 from ..origin import Corpus
 from ..planning.calibration import calibration_path, load_calibration
+from ..planning.played import Contender, looked_up, lookups
 from ..profiling.corpus import corpus_digest, hold_out, read_prompts
 from ..profiling.prompt import Prompt
+from ..traces.bookreplay import replay_book
+from ..traces.replay import Replay, replay
 from ..traces.trace import RankTrace
 
 
@@ -68,10 +73,39 @@ def held_out_trace(tree_json: Path, contents: TreeFile) -> RankTrace | None:
     return calibration.trace.split()[1] if same else None
 
 
+def looked_up_text(tree_json: Path, book: Book | None) -> tuple[int, ...]:
+    """Tokens of the user's own text that a book looks up in, from the calibration beside the tree; none where it looks in none, or the
+    calibration is not there.
+
+    Raises:
+        InputError: what lies there cannot be read as a calibration.
+    """
+    path = calibration_path(tree_json)
+    named = book is not None and book.lookup.file is not None
+    return looked_up(load_calibration(path)) if named and path.is_file() else ()
+
+
+def kept(trace: RankTrace, sequences: int, positions: int) -> npt.NDArray[np.bool_]:
+    """(P,) which positions of a trace :func:`beginning` takes."""
+    place = np.arange(trace.positions) - np.repeat(trace.starts[:-1], trace.lengths)
+    return (place < positions) & (np.arange(trace.positions) < trace.starts[min(sequences, len(trace.lengths))])
+
+
 def beginning(trace: RankTrace, sequences: int, positions: int) -> RankTrace:
     """The first positions of the first sequences: the trace of a shorter run, whose texts are the beginnings of the same."""
-    place = np.arange(trace.positions) - np.repeat(trace.starts[:-1], trace.lengths)
-    inside = (place < positions) & (np.arange(trace.positions) < trace.starts[min(sequences, len(trace.lengths))])
+    inside = kept(trace, sequences, positions)
     rows: dict[str, Any] = {name: array[inside] for name, array in trace.per_position().items()}
     starts = np.concatenate([[0], np.minimum(trace.lengths[:sequences], positions).cumsum()])
     return replace(trace, **rows, starts=starts, held_out=trace.held_out[:sequences], text=None, categories=None)
+
+
+def replay_beginning(what: Contender, trace: RankTrace, sequences: int, positions: int) -> Replay | None:
+    """The tree's or the book's replay on the beginnings; what the text proposes is looked up in the whole trace, as these have none. None
+    where the text, or that of the user's own, is not at hand."""
+    short = beginning(trace, sequences, positions)
+    if isinstance(what, CandidateTree):
+        return replay(what, short)
+    if what.lookup is not None and (trace.text is None or (what.lookup.file and not what.beside)):
+        return None
+    found = lookups(what, trace)
+    return replay_book(what, short, None if found is None else found.at(kept(trace, sequences, positions)))

@@ -6,9 +6,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from medusa_runtime.acceptance.rules import Rule, rule_json
-from medusa_runtime.treefile import Estimate, OperatingPoint
+from medusa_runtime.book import TreeBook
+from medusa_runtime.tree import CandidateTree
+from medusa_runtime.treefile import Book, Estimate, OperatingPoint
 
-from .acceptance import Acceptance
+from .acceptance import Acceptance, DraftedBy
 from .partings import SIGNIFICANT, Partings
 from .texts import Unruly
 from .ties import Difference
@@ -80,8 +82,17 @@ class Ruled:
 
 
 @dataclass(frozen=True)
+class Full:
+    """Of batches of more than one sequence, as large as the point's: how many sequences had not ended in a step with the tree, on
+    average, and what tokens/s these steps make by their tokens and time, were all at work, as predictions have it."""
+
+    at_work: float
+    tokens_per_s: float
+
+
+@dataclass(frozen=True)
 class Validation:
-    """Measured figures of one operating point, and the predictions they stand beside."""
+    """Measured figures of one operating point, of its book where it has one, and the predictions they stand beside."""
 
     point: OperatingPoint
     rule: Rule
@@ -93,6 +104,14 @@ class Validation:
     speedup: Estimate
     device: str
     dtype: str
+    drafted: DraftedBy | None = None
+    full: Full | None = None
+    decoded: CandidateTree | TreeBook | None = None  # by which the texts were made
+
+    @property
+    def predicted(self) -> OperatingPoint | Book:
+        """The figures predicted of what was decoded with."""
+        return self.point.book or self.point
 
     @property
     def reasons(self) -> list[str]:
@@ -116,16 +135,21 @@ class Validation:
             )
         if not self.acceptance.as_predicted:
             found.append(str(self.acceptance))
+        elif self.drafted is not None:
+            found += self.drafted.reasons
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """The object ``validate --json`` prints, versions aside."""
+        """The object ``validate --json`` prints, versions aside. "nodes" and "depth" are of what was decoded with: of a book, the most nodes
+        and the most heads of its trees."""
 
         def all_of(measured: dict[str, Estimate], predicted: Estimate) -> dict[str, float]:
             return {**{name: e.value for name, e in measured.items()}, "predicted_tree": predicted.value}
 
         lossless = isinstance(self.text, Lossless)
-        speedup = self.point.speedup
+        speedup = self.predicted.speedup
+        book = self.decoded if isinstance(self.decoded, TreeBook) else None
+        planned = () if self.point.book is None else self.point.book.trees
         return {
             "verdict": {"passed": not self.reasons, "reasons": self.reasons},
             "acceptance": rule_json(self.rule),
@@ -134,16 +158,23 @@ class Validation:
             "rule_kept": None if lossless else self.text.to_json(),
             "log_likelihood_per_token": None if isinstance(self.text, Lossless) else {k: asdict(e) for k, e in self.text.likelihood.items()},
             "acceptance_length": self.acceptance.to_json(),
-            "step_latency_ms": all_of(self.step_latency_ms, self.point.step_latency_ms),
-            "tokens_per_s": all_of(self.tokens_per_s, self.point.tokens_per_s),
+            "step_latency_ms": all_of(self.step_latency_ms, self.predicted.step_latency_ms),
+            "tokens_per_s": all_of(self.tokens_per_s, self.predicted.tokens_per_s),
+            "full_batches": None if self.full is None else asdict(self.full),
             "speedup": {
                 "predicted": speedup.value, "predicted_interval": [speedup.low, speedup.high],
                 "measured": self.speedup.value, "measured_interval": [self.speedup.low, self.speedup.high],
             },
             "batch": self.point.batch,
             "context": self.point.context,
-            "nodes": self.point.nodes,
-            "depth": self.point.depth,
+            "nodes": (book or self.point).nodes,
+            "depth": self.point.depth if book is None else book.heads,
+            "lookup": book and book.lookup and asdict(book.lookup),
+            "book": book and [
+                {"match": match, "nodes": tree.nodes, "heads": tree.heads, "lookup": tree.lookup, "share": told.share}
+                for match, tree, told in zip(book.matches, book.trees, planned, strict=True)
+            ],
+            "drafted": None if self.drafted is None else self.drafted.to_json(),
             "device": self.device,
             "dtype": self.dtype,
         }  # fmt: skip

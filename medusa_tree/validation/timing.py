@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from medusa_runtime.acceptance.rules import GREEDY, Rule
-from medusa_runtime.decode import Generation, stream
+from medusa_runtime.book import TreeBook
+from medusa_runtime.decode import Generation, steps
 from medusa_runtime.model import MedusaModel
 from medusa_runtime.tree import CandidateTree
 
@@ -26,20 +27,20 @@ class Run:
 def timed_run(
     model: MedusaModel,
     prompts: list[Sequence[int]],
-    tree: CandidateTree,
+    tree: CandidateTree | TreeBook,
     max_new_tokens: int,
     rule: Rule = GREEDY,
     streams: Sequence[int] | None = None,
 ) -> Run:
     """Decode one batch of prompts and time its steps behind the first."""
-    generation = Generation([[] for _ in prompts], [[] for _ in prompts])
-    tokens, steps, begin, end = 0, -1, 0.0, 0.0
-    for added in stream(model, prompts, tree, max_new_tokens, rule=rule, streams=streams):
+    generation = Generation.start(len(prompts))
+    tokens, taken, begin, end = 0, -1, 0.0, 0.0
+    for added, drafted in steps(model, prompts, tree, max_new_tokens, rule=rule, streams=streams):
         end = time.perf_counter()
-        steps += 1
-        if steps == 0:
+        taken += 1
+        if taken == 0:
             begin = end
         else:
             tokens += sum(map(len, added))
-        generation.add(added)
-    return Run(generation, tokens, steps, end - begin)
+        generation.add(added, drafted)
+    return Run(generation, tokens, taken, end - begin)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from medusa_runtime.acceptance.rules import GREEDY, Rule, Typical
+from medusa_runtime.book import TreeBook
 from medusa_runtime.decode import generate
 from medusa_runtime.errors import InputError
 from medusa_runtime.model import MedusaModel
@@ -17,10 +18,10 @@ from ..devices.measure import place_name
 from ..progress import Report, counted, unseen
 from ..traces.bootstrap import bootstrap, rate_ratio, ratio_interval
 from ..traces.replay import Replay
-from .acceptance import Acceptance
+from .acceptance import Acceptance, DraftedBy
 from .partings import Partings
 from .reference import Reference
-from .result import Lossless, Ruled, Validation
+from .result import Full, Lossless, Ruled, Validation
 from .texts import log_likelihood, unruly
 from .ties import judge
 from .timing import Run, timed_run
@@ -31,7 +32,7 @@ ROWS = 16  # sequences of a plain pass that is to be like a tree's
 
 def validate(
     model: MedusaModel,
-    tree: CandidateTree,
+    tree: CandidateTree | TreeBook,
     point: OperatingPoint,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int = 128,
@@ -44,10 +45,10 @@ def validate(
     first, so that a drift of the machine falls on both; then judge the texts, off the clock.
 
     Args:
-        tree, point: the operating point's tree and predictions; its batch is the batch decoded in.
+        tree, point: the operating point's tree, or its book, and predictions; its batch is the batch decoded in.
         rule: how tokens are accepted, by both; plainly, typical acceptance is greedy decoding.
         streams: a number a prompt, see :func:`medusa_runtime.decode.stream`; by default 0, 1, ...
-        replayed: the tree's replay on these very prompts, which acceptance is then held against.
+        replayed: the tree's or book's replay on these very prompts, which acceptance is then held against.
 
     Raises:
         InputError: no step to time, as all texts end with the first, which is not; or as decoding raises it.
@@ -57,7 +58,7 @@ def validate(
             f"--max-new-tokens {max_new_tokens}: the first step is not timed, so none would be; give 2 or more"
         )
     numbers = list(range(len(prompts)) if streams is None else streams)[: len(prompts)]
-    trees = {"plain": PLAIN, "tree": tree}
+    trees: dict[str, CandidateTree | TreeBook] = {"plain": PLAIN, "tree": tree}
     for warm in trees.values():
         timed_run(model, [prompts[0]], warm, min(8, max_new_tokens), rule)
     runs: dict[str, list[Run]] = {"plain": [], "tree": []}
@@ -82,18 +83,35 @@ def validate(
         text = _ruled(model, prompts, plain, with_tree, emitted, rule, report)
     else:
         text = _lossless(model, prompts, plain, with_tree, point.batch, max_new_tokens, rule, numbers, report)
+    drafted = [row for r in runs["tree"] for row in r.generation.drafted]
+    by = None if point.book is None else DraftedBy.of(emitted, drafted, point.book.drafted, replayed)
     return Validation(
         point=point,
         rule=rule,
         prompts=len(prompts),
         text=text,
-        acceptance=Acceptance.of(emitted, point.acceptance_length, replayed),
+        acceptance=Acceptance.of(emitted, (point.book or point).acceptance_length, replayed),
+        drafted=by,
+        full=_full(point.batch, runs["tree"]),
+        decoded=tree,
         step_latency_ms={name: _ratio(1e3 * seconds[name], steps[name]) for name in runs},
         tokens_per_s={name: _ratio(tokens[name], seconds[name]) for name in runs},
         speedup=Estimate(*rate_ratio(tokens["tree"], seconds["tree"], tokens["plain"], seconds["plain"])),
         device=place_name(model),
         dtype=model.dtype_name,
     )
+
+
+def _full(batch: int, runs: Sequence[Run]) -> Full | None:
+    """What full batches show of sequences that end before others."""
+    whole = [r for r in runs if len(r.generation.tokens) == batch and r.steps > 0]
+    if batch == 1 or not whole:
+        return None
+    emitted = [row for r in whole for row in r.generation.emitted]
+    steps = sum(map(len, emitted))
+    seconds = sum(r.seconds for r in whole) / sum(r.steps for r in whole)
+    at_work = steps / sum(max(map(len, r.generation.emitted)) for r in whole)
+    return Full(at_work, batch * sum(map(sum, emitted)) / steps / seconds)
 
 
 def _lossless(

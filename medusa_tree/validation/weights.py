@@ -25,9 +25,9 @@ def other_weights(model: MedusaModel, made: Calibrated, where: str, model_named:
     said = []
     for what, module, then, named in (
         ("model", model.base, made.model, model_named),
-        ("heads", model.medusa_heads, made.heads, heads_named),
+        ("heads", model.heads, made.heads, heads_named),
     ):
-        if then.weights is None or not differ(weight_digest(module), then.weights):
+        if module is None or then is None or then.weights is None or not differ(weight_digest(module), then.weights):
             continue
         if not named:
             raise InputError(
