@@ -14,7 +14,7 @@ from medusa_runtime.tree import CandidateTree
 from medusa_runtime.treefile import Drafted, Estimate
 
 from ..devices.latency import LatencyCurve
-from ..traces.bookreplay import BookReplay, replay_book, sets_of
+from ..traces.bookreplay import BookReplay, replay_book, sizes_of_sets
 from ..traces.bootstrap import bootstrap
 from ..traces.lookup import Lookups, look_up
 from ..traces.replay import Replay, replay
@@ -104,11 +104,7 @@ def play(what: Contender, held: RankTrace, latency: LatencyCurve, batch: int, pa
 def step_prices(book: TreeBook, latency: LatencyCurve, padded: bool) -> npt.NDArray[np.float64]:
     """(2^T,) seconds of a step in which just these of a book's trees are in use, as :meth:`BookReplay.seconds` takes them: what a tree of as many
     nodes and heads as any of them has would take, and of a book with a chain what looking up does."""
-    used = sets_of(len(book.trees)) > 0
-    used |= padded
-    nodes, heads = (
-        np.where(used, [getattr(t, name) for t in book.trees], 0).max(axis=1) for name in ("nodes", "heads")
-    )
+    nodes, heads = sizes_of_sets(book, padded)
     return latency.at(nodes, heads) + (latency.lookup or 0.0) * bool(book.chain)
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from medusa_runtime.book import TreeBook
 from medusa_runtime.tree import CandidateTree
 
-from ..traces.bookreplay import accepted, sets_of
+from ..traces.bookreplay import accepted, sizes_of_sets
 from ..traces.lookup import Lookups
 from ..traces.replay import visited
 from ..traces.trace import RankTrace
@@ -41,10 +41,7 @@ class Prices:
     def of(self, book: TreeBook) -> npt.NDArray[np.float64]:
         """(2^T,) seconds of a step in which just these of the book's trees are in use (:meth:`BookReplay.seconds`): what a tree of as many
         nodes and heads as any of them has would take."""
-        nodes, read = (np.array([getattr(tree, name) for tree in book.trees]) for name in ("nodes", "heads"))
-        used = sets_of(len(book.trees)) > 0
-        used |= self.padded
-        nodes, read = (np.where(used, a, 0).max(axis=1) for a in (nodes, read))
+        nodes, read = sizes_of_sets(book, self.padded)
         return self.seconds[read, nodes] + self.lookup * bool(book.chain)
 
     def each(self, book: TreeBook) -> npt.NDArray[np.float64]:

@@ -51,6 +51,14 @@ def sets_of(trees: int) -> npt.NDArray[np.int64]:
     return np.arange(1 << trees)[:, None] >> np.arange(trees) & 1
 
 
+def sizes_of_sets(book: TreeBook, padded: bool) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """(2^T,) nodes, and heads read, of a step in which just these of a book's trees are in use: the most that any of them has; where all are
+    ``padded`` to one size, the most of all."""
+    used = (sets_of(len(book.trees)) > 0) | padded
+    nodes, heads = (np.array([getattr(tree, name) for tree in book.trees]) for name in ("nodes", "heads"))
+    return np.where(used, nodes, 0).max(axis=1), np.where(used, heads, 0).max(axis=1)
+
+
 def accepted(
     book: TreeBook, trace: RankTrace, found: Lookups | None
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
